@@ -1,0 +1,132 @@
+"""What a model says about responses that already exist: logprobs, entropy and values, in the trainer's own
+forward pass.
+
+Prompt and response stand left to right with padding on the right only, so causal attention never sees padding
+and no attention mask is needed. Only positions that predict a response token reach the language-model head,
+which for a small model with a large vocabulary is most of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from rlhf_core.errors import ModelError
+from rlhf_core.learning.losses import token_entropy, token_logprobs
+from rlhf_core.models.value import ValueHead
+
+LOGITS_AT_ONCE = 1 << 25
+"""Logits held at a time (128 MB in float32); beyond that they are made in chunks, and made again for the
+gradient."""
+
+TokenIds = tuple[int, ...]
+
+
+class TokenBatch(NamedTuple):
+    """B prompts with their responses, padded on the right: T tokens for both, R for the response alone."""
+
+    input_ids: Tensor
+    """[B, T] long."""
+    prompt_lengths: Tensor
+    """[B] long."""
+    response_mask: Tensor
+    """[B, R] bool, True counts: from the first response token to the last."""
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[TokenIds, TokenIds]], device: torch.device | str = "cpu") -> TokenBatch:
+        """Lay out pairs of prompt and response. Padding is token 0: it is told apart by length, never by its
+        id."""
+        rows = [torch.tensor(prompt + response) for prompt, response in pairs]
+        lengths = torch.tensor([len(response) for _, response in pairs])
+        response_mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        prompt_lengths = torch.tensor([len(prompt) for prompt, _ in pairs])
+        input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return cls(input_ids.to(device), prompt_lengths.to(device), response_mask.to(device))
+
+    def rows(self, index: Tensor) -> TokenBatch:
+        """The rows `index` [b], with no more padding than they need."""
+        prompt_lengths, response_mask = self.prompt_lengths[index], self.response_mask[index]
+        response_lengths = response_mask.sum(-1)
+        longest, longest_response = int((prompt_lengths + response_lengths).max()), int(response_lengths.max())
+        return TokenBatch(self.input_ids[index, :longest], prompt_lengths, response_mask[:, :longest_response])
+
+
+class Analysis(NamedTuple):
+    """What a model says about given responses; all [B, R], zero outside the response mask."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    """Zero where it was not asked for."""
+    values: Tensor
+    """Zero without a value head."""
+
+
+def analyse(
+    model: PreTrainedModel,
+    batch: TokenBatch,
+    *,
+    temperature: float,
+    value_head: ValueHead | None = None,
+    with_entropy: bool = False,
+) -> Analysis:
+    """Logprobs, and on request entropy and values, of the responses of `batch` under `model`, in one forward
+    pass.
+
+    Only the positions that predict a response token reach the language-model head. The value at a token is
+    that of the state before it was drawn, so it is read from the same position as its logprob.
+    """
+    row, offset = batch.response_mask.nonzero(as_tuple=True)
+    column = batch.prompt_lengths[row] - 1 + offset
+    inputs = batch.input_ids[:, :-1]
+    states = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
+    hidden = states.flatten(0, 1).index_select(0, row * inputs.shape[1] + column)
+    targets = batch.input_ids[row, column + 1]
+
+    def placed(flat: Tensor) -> Tensor:
+        return flat.new_zeros(batch.response_mask.shape).index_put((row, offset), flat)
+
+    logprobs, entropy = head_logprobs(model.get_output_embeddings(), hidden, targets, temperature, with_entropy)
+    values = torch.zeros_like(logprobs) if value_head is None else value_head(hidden)
+    return Analysis(placed(logprobs), placed(entropy), placed(values))
+
+
+def head_logprobs(
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    with_entropy: bool,
+    *,
+    logits_at_once: int = LOGITS_AT_ONCE,
+) -> tuple[Tensor, Tensor]:
+    """Logprobs [N] of `targets` [N] and entropy [N] (zeros unless asked for) from `hidden` [N, D] through
+    `head` to V logits.
+
+    About `logits_at_once` logits exist at a time, whatever N is. The entropy carries no gradient.
+    """
+
+    def read(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(states)
+        logprobs = token_logprobs(logits, token_ids, temperature)
+        return logprobs, token_entropy(logits.detach(), temperature) if with_entropy else torch.zeros_like(logprobs)
+
+    chunk = max(1, logits_at_once // next(head.parameters()).shape[0])
+    if hidden.shape[0] <= chunk:
+        return read(hidden, targets)
+    pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    parts = [checkpoint(read, states, token_ids, use_reentrant=False) for states, token_ids in pieces]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def require_plain_head(model: PreTrainedModel) -> None:
+    """Raise ModelError for a model that changes its logits after the language-model head, which `analyse`
+    would miss."""
+    for name, harmless in (("final_logit_softcapping", None), ("logit_scale", 1.0), ("logits_scaling", 1.0)):
+        value = getattr(model.config, name, harmless)
+        if value not in (None, harmless):
+            raise ModelError(f"{type(model).__name__} sets {name} to {value}, which PPO does not support")

@@ -1,0 +1,64 @@
+"""One attention function for serving and for training, registered with transformers as `attune_slots`.
+
+With the keyword argument `slots` (the engine passes it through the model's forward) the keys and values go to
+the engine's cache and attention is ragged: every token of the step lies in one row of the batch. Without it
+this is ordinary masked attention, so a served policy can be trained and `generate()`d as it stands. Knows
+nothing of caches.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rlhf_core.errors import ModelError
+
+ATTENTION: Final = "attune_slots"
+
+_UNSUPPORTED: Final = ("softcap", "s_aux", "position_bias")
+"""What some models pass to their attention and the slots do not compute: logit caps, sinks, learned biases.
+"""
+
+
+class SlotAttention(Protocol):
+    """What the engine passes as `slots`: attention of one step's tokens over the cache."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """query [1, H, N, D], key and value [1, H_kv, N, D] -> [1, N, H, D]."""
+        ...
+
+
+def register_attention() -> None:
+    """Make `attn_implementation="attune_slots"` known to transformers. Safe to call again."""
+    AttentionInterface.register(ATTENTION, slot_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def slot_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    slots: SlotAttention | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature. Raises ModelError for attention that the slots do not compute."""
+    if slots is None:
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+        return output, None
+    for name in _UNSUPPORTED:
+        if kwargs.get(name) is not None:
+            raise ModelError(f"{type(module).__name__} uses {name} in its attention, which cannot be served")
+    layer: Any = module.layer_idx
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    return slots.attend(layer, query, key, value, scale), None

@@ -1,0 +1,159 @@
+"""Preference batches on disk, how judgements are split by prompt, and which of them still count.
+
+A batch is one JSON file named by its id, written aside, synced and renamed, so that a reader sees all of it
+or nothing. What people changed or withdrew after a batch was written is dropped when the batch is read, not
+by editing the file. No torch here, and no Redis: whoever reads passes in what is current.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from rlhf_core.errors import CheckpointError, NotFoundError
+from rlhf_core.records import FeedbackKind, Message, PreferenceBatch, PreferencePair, RatedResponse
+
+Split = Literal["train", "judge", "gate"]
+
+TRAIN_SHARE: Final = 0.5
+"""Of all prompts: the reward model that PPO climbs, and PPO's own prompts."""
+JUDGE_SHARE: Final = 0.3
+"""The reward model that judges candidates, which PPO never sees. The rest is the gate's, and nothing is
+trained on it.
+"""
+
+_BATCH_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_HASH_STEPS = 1 << 32
+
+
+def prompt_key(messages: Sequence[Message]) -> str:
+    """Sha256, in hex, of the canonical JSON of a prompt's messages: equal prompts, equal keys, anywhere."""
+    return hashlib.sha256(msgspec.json.encode(list(messages), order="sorted")).hexdigest()
+
+
+def split_of(prompt_key: str) -> Split:
+    """The split of a prompt, by hash alone: the same in every process and release, whatever else was
+    collected.
+
+    The key is hashed again, so that the split is even for any string.
+    """
+    share = int(hashlib.sha256(f"split:{prompt_key}".encode()).hexdigest()[:8], 16) / _HASH_STEPS
+    if share < TRAIN_SHARE:
+        return "train"
+    return "judge" if share < TRAIN_SHARE + JUDGE_SHARE else "gate"
+
+
+def select_split(
+    ratings: Iterable[RatedResponse], pairs: Iterable[PreferencePair], split: Split
+) -> tuple[list[RatedResponse], list[PreferencePair]]:
+    """The judgements whose prompt belongs to `split`, in their order."""
+    return (
+        [rating for rating in ratings if split_of(rating.prompt_key) == split],
+        [pair for pair in pairs if split_of(pair.prompt_key) == split],
+    )
+
+
+def judgement_key(kind: FeedbackKind, target: str, rater: str) -> str:
+    """The key under which at most one judgement is current, as in `PreferenceBatch.current_event_ids`."""
+    return f"{kind}:{target}:{rater}"
+
+
+def rating_key(rating: RatedResponse) -> str:
+    return judgement_key("rating", rating.interaction_id, rating.rater)
+
+
+def pair_key(pair: PreferencePair) -> str:
+    return judgement_key("comparison", pair.comparison_id, pair.rater)
+
+
+def batch_path(directory: Path, batch_id: str) -> Path:
+    """Where a batch lives. Raises CheckpointError for an id that could leave the directory."""
+    if not _BATCH_ID.fullmatch(batch_id) or ".." in batch_id:
+        raise CheckpointError(f"{batch_id!r} is not a batch id")
+    return directory / f"{batch_id}.json"
+
+
+def save_batch(batch: PreferenceBatch, directory: Path) -> Path:
+    """Write a batch and return its file. Safe to repeat: the same batch is written over itself, whole."""
+    final = batch_path(directory, batch.batch_id)
+    directory.mkdir(parents=True, exist_ok=True)
+    aside = directory / f".{final.name}.{os.getpid()}.tmp"
+    try:
+        _write_synced(aside, msgspec.json.format(msgspec.json.encode(batch), indent=1) + b"\n")
+        aside.replace(final)
+        _sync_directory(directory)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return final
+
+
+def load_batches(directory: Path, batch_ids: Iterable[str]) -> list[PreferenceBatch]:
+    """Read batches, in the order given. Raises NotFoundError or CheckpointError naming the file at fault."""
+    return [_load_batch(batch_path(directory, batch_id), batch_id) for batch_id in batch_ids]
+
+
+def judgement_keys(batches: Iterable[PreferenceBatch]) -> list[str]:
+    """Every judgement of the batches once, in order of first appearance: what to ask the store about."""
+    return list(dict.fromkeys(key for batch in batches for key, _ in _judgements(batch)))
+
+
+def current_judgements(
+    batches: Iterable[PreferenceBatch], current_event_ids: Mapping[str, str]
+) -> tuple[list[RatedResponse], list[PreferencePair]]:
+    """What may be learned from: each person's latest judgement of each target, if it still stands.
+
+    `current_event_ids` says, by key, which event is current now; "" or a missing key means withdrawn. Checked
+    at each read, because consent is taken back after a batch is written. The order is that of the batches,
+    latest occurrence.
+    """
+    latest: dict[str, RatedResponse | PreferencePair] = {}
+    for batch in batches:
+        for key, judgement in _judgements(batch):
+            latest.pop(key, None)
+            latest[key] = judgement
+    standing = [each for key, each in latest.items() if current_event_ids.get(key) == each.event_id]
+    return (
+        [each for each in standing if isinstance(each, RatedResponse)],
+        [each for each in standing if isinstance(each, PreferencePair)],
+    )
+
+
+def _judgements(batch: PreferenceBatch) -> list[tuple[str, RatedResponse | PreferencePair]]:
+    ratings: list[tuple[str, RatedResponse | PreferencePair]] = [
+        (rating_key(each), each) for each in batch.ratings
+    ]
+    return ratings + [(pair_key(each), each) for each in batch.pairs]
+
+
+def _load_batch(path: Path, batch_id: str) -> PreferenceBatch:
+    try:
+        batch = msgspec.json.decode(path.read_bytes(), type=PreferenceBatch)
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no preference batch {batch_id} in {path.parent}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not a preference batch: {error}") from None
+    if batch.batch_id != batch_id:
+        raise CheckpointError(f"{path} holds the batch {batch.batch_id}")
+    return batch
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

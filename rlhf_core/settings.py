@@ -1,0 +1,219 @@
+"""Settings: environment variables named ATTUNE_*, frozen, strict, documented in place.
+
+`load_settings(os.environ)` reads them all; an unknown ATTUNE_ name or a value out of bounds raises SettingsError with
+the name and the value. Every process reads the same struct, so a misspelt name stops each of them, not one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from rlhf_core.errors import SettingsError
+
+PREFIX = "ATTUNE_"
+NOT_SETTINGS = frozenset({"ATTUNE_CI"})
+"""Names under the prefix that only the tests read."""
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Count = Annotated[int, Meta(ge=1)]
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+Positive = Annotated[float, Meta(gt=0.0)]
+NonNegative = Annotated[float, Meta(ge=0.0)]
+
+
+class Secret(str):
+    """A string that does not show itself in logs or reprs. `reveal()` is the only way to read it."""
+
+    __slots__ = ()
+
+    def __new__(cls, value: str = "") -> Secret:
+        return super().__new__(cls, value)
+
+    def reveal(self) -> str:
+        return str.__str__(self)
+
+    def __repr__(self) -> str:
+        return "Secret('***')" if len(self) else "Secret('')"
+
+
+def _secret() -> Secret:
+    return Secret("")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    # Where things are.
+    data_dir: str = "./data"
+    """Directory of everything that must survive: the append-only file, checkpoints, batches."""
+    host: str = "127.0.0.1"
+    """Address that the API and the UI bind. Anything but loopback needs ATTUNE_API_KEYS."""
+    api_port: Port = 8000
+    """Port of the API."""
+    ui_port: Port = 7860
+    """Port of the chat UI."""
+    api_url: str = ""
+    """Where the UI and the demo find the API. Empty: http://HOST:API_PORT."""
+    redis_url: Secret = msgspec.field(default_factory=_secret)
+    """Redis-protocol server with the records. Empty: the embedded one that `make up` starts."""
+    redis_port: Port = 6390
+    """Port of the embedded Redis-protocol server."""
+    broker_url: Secret = msgspec.field(default_factory=_secret)
+    """Redis-protocol server for Celery's queues. Empty: the one of ATTUNE_REDIS_URL."""
+    # Who may call.
+    api_keys: Secret = msgspec.field(default_factory=_secret)
+    """Comma-separated bearer keys that the API accepts. Empty: the API is open, on loopback only."""
+    api_key: Secret = msgspec.field(default_factory=_secret)
+    """The key with which the UI and the demo call the API."""
+    # The model and the engine.
+    model: str = "desk"
+    """First policy: `desk` (bundled), a local `transformers` directory, or a hub id. Read only while nothing is published."""
+    max_running: Annotated[int, Meta(ge=1, le=1024)] = 32
+    """Sequences that the engine decodes at once; each has a slot in the KV cache."""
+    max_waiting: Annotated[int, Meta(ge=0)] = 128
+    """Requests that may wait for a slot; beyond that the API answers 429."""
+    max_context: Annotated[int, Meta(ge=16)] = 1024
+    """Tokens per slot, prompt and answer together; capped by the model's own limit."""
+    serve_threads: Annotated[int, Meta(ge=0)] = 0
+    """CPU threads of the engine. 0: torch's choice."""
+    train_threads: Annotated[int, Meta(ge=0)] = 0
+    """CPU threads of a training. 0: torch's choice."""
+    seed: Annotated[int, Meta(ge=0)] = 0
+    """Seed of training and of answers that name none."""
+    # When learning starts.
+    reward_min_feedback: Count = 120
+    """New judgements that start a reward-model update."""
+    ppo_min_feedback: Count = 240
+    """New judgements since the last policy training that start a PPO cycle."""
+    # Reward model.
+    reward_learning_rate: Positive = 3e-4
+    """AdamW learning rate of the reward model."""
+    reward_epochs: Annotated[int, Meta(ge=1, le=50)] = 3
+    """Passes over the feedback."""
+    reward_batch_size: Count = 32
+    """Judgements per optimizer step."""
+    # PPO.
+    ppo_updates: Count = 8
+    """PPO updates per cycle."""
+    ppo_rollouts: Count = 192
+    """Responses sampled per update."""
+    ppo_epochs: Count = 2
+    """Passes over the rollouts of one update."""
+    ppo_minibatch_size: Count = 64
+    """Responses per optimizer step."""
+    ppo_learning_rate: Positive = 5e-5
+    """AdamW learning rate of policy and value head; falls linearly to 0 within a cycle."""
+    ppo_kl_coef: NonNegative = 0.05
+    """Weight of the per-token KL penalty to the supervised policy."""
+    ppo_clip_range: Positive = 0.2
+    """Clip of the probability ratio."""
+    ppo_value_clip_range: Positive = 0.2
+    """Clip of the value update."""
+    ppo_value_coef: NonNegative = 0.1
+    """Weight of the value loss."""
+    ppo_gamma: Fraction = 1.0
+    """Discount per token."""
+    ppo_gae_lambda: Fraction = 0.95
+    """GAE decay."""
+    ppo_target_kl: Positive = 0.02
+    """An update's epochs stop early when approx_kl passes 1.5 times this (nats per token)."""
+    ppo_max_new_tokens: Count = 96
+    """Longest rollout."""
+    ppo_missing_end_penalty: NonNegative = 1.0
+    """Taken off the score of a response that never ends."""
+    # The gate.
+    gate_kl_budget: Positive = 10.0
+    """Largest KL to the supervised policy, nats per response."""
+    gate_win_rate: Fraction = 0.5
+    """Least win rate of the candidate over the live policy on held-out prompts, by the judging reward model."""
+    gate_end_rate: Fraction = 0.95
+    """Least share of answers that end by themselves."""
+    gate_prompts: Count = 64
+    """Held-out prompts that the gate samples."""
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir).expanduser().resolve()
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.data_path / "checkpoints"
+
+    @property
+    def batches_path(self) -> Path:
+        return self.data_path / "batches"
+
+    @property
+    def resolved_api_url(self) -> str:
+        return self.api_url.rstrip("/") or f"http://{_url_host(self.host)}:{self.api_port}"
+
+    @property
+    def resolved_redis_url(self) -> str:
+        """The records' server: the setting, else the address file of the embedded server, else its default address."""
+        if self.redis_url:
+            return self.redis_url.reveal()
+        address = self.data_path / "redis" / "url"
+        if address.is_file():
+            return address.read_text().strip()
+        return f"redis://127.0.0.1:{self.redis_port}/0"
+
+    @property
+    def resolved_broker_url(self) -> str:
+        return self.broker_url.reveal() or self.resolved_redis_url
+
+    @property
+    def accepted_keys(self) -> frozenset[str]:
+        return frozenset(key.strip() for key in self.api_keys.reveal().split(",") if key.strip())
+
+
+def _url_host(host: str) -> str:
+    if host in ("0.0.0.0", "::", ""):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bind address reaches this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def setting_names() -> tuple[str, ...]:
+    """Every variable, in the order of the struct."""
+    return tuple(PREFIX + field.name.upper() for field in msgspec.structs.fields(Settings))
+
+
+def load_settings(environ: Mapping[str, str]) -> Settings:
+    """Read and check all ATTUNE_* variables. Raises SettingsError with the name and the value."""
+    known = {PREFIX + field.name.upper(): field for field in msgspec.structs.fields(Settings)}
+    values: dict[str, Any] = {}
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name in NOT_SETTINGS:
+            continue
+        if name not in known:
+            raise SettingsError(f"unknown setting {name}; the README lists those that exist")
+        field = known[name]
+        values[field.name] = _convert(name, environ[name], field.type)
+    settings = Settings(**values)
+    if not is_loopback(settings.host) and not settings.accepted_keys:
+        raise SettingsError(
+            f"ATTUNE_HOST is {settings.host}, which others can reach: set ATTUNE_API_KEYS, or use 127.0.0.1"
+        )
+    return settings
+
+
+def _convert(name: str, text: str, wanted: Any) -> Any:
+    if wanted is Secret:
+        return Secret(text)
+    try:
+        return msgspec.convert(text.strip(), wanted, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{name} is {text!r}: {str(error).removesuffix('.')}") from None

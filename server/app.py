@@ -1,0 +1,107 @@
+"""The HTTP app on one screen: every collaborator, every route. Imported by nothing but the process that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+from litestar import Litestar, Router
+from litestar.connection import ASGIConnection
+from litestar.di import Provide
+from litestar.exceptions import NotAuthorizedException
+from litestar.handlers.base import BaseRouteHandler
+
+from rlhf_core.settings import Settings
+from server.answers import Answers
+from server.comparing import Comparisons
+from server.errors import respond
+from server.identity import Pseudonyms
+from server.metrics import Metrics
+from server.policy_source import PolicySource
+from server.routes import chat, comparisons, feedback, policies, status
+from server.serving import Serving
+from server.stores import Stores
+from server.swap import SwapWatcher
+
+Collaborator = TypeVar("Collaborator")
+Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]
+
+
+def create_app(
+    settings: Settings,
+    stores: Stores,
+    serving: Serving,
+    source: PolicySource,
+    pseudonyms: Pseudonyms,
+    metrics: Metrics,
+) -> Litestar:
+    answers = Answers(serving, stores.interactions)
+    comparing = Comparisons(serving, answers, stores.interactions, stores.feedback)
+    watcher = SwapWatcher(stores.policies, source, serving, metrics)
+    v1 = Router(
+        "/v1",
+        route_handlers=[*chat.ROUTES, *feedback.ROUTES, *comparisons.ROUTES, *policies.ROUTES, *status.ROUTES],
+        guards=[require_key(settings.accepted_keys)],
+    )
+    return Litestar(
+        [v1, *status.PROBES],
+        dependencies={
+            "answers": given(answers),
+            "comparisons": given(comparing),
+            "serving": given(serving),
+            "pseudonyms": given(pseudonyms),
+            "metrics": given(metrics),
+            "interactions": given(stores.interactions),
+            "feedback": given(stores.feedback),
+            "policies": given(stores.policies),
+            "status": given(status.StatusReader(settings, stores.policies, stores.feedback, stores.jobs)),
+        },
+        lifespan=[lambda _: running(serving, answers, watcher)],
+        exception_handlers={Exception: respond},
+        openapi_config=None,
+        logging_config=None,
+        debug=False,
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(serving: Serving, answers: Answers, watcher: SwapWatcher) -> AsyncIterator[None]:
+    """The engine's thread and the swap watcher, for as long as the app runs."""
+    serving.start()
+    watching = asyncio.create_task(watcher.run())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await answers.settle()
+        serving.close()
+
+
+def given(collaborator: Collaborator) -> Provide:
+    """A dependency that was made before the app."""
+
+    async def provide() -> Collaborator:
+        return collaborator
+
+    return Provide(provide)
+
+
+def require_key(keys: frozenset[str]) -> Guard:
+    """Lets a request pass that bears one of the keys; every request where there are none."""
+    accepted = [key.encode() for key in sorted(keys)]
+
+    def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        if not accepted:
+            return
+        scheme, _space, shown = connection.headers.get("authorization", "").partition(" ")
+        # All keys are compared, each in constant time: neither the order nor a common prefix shows in the timing.
+        matches = [hmac.compare_digest(shown.strip().encode(), key) for key in accepted]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise NotAuthorizedException(
+                "send one of the server's keys as `Authorization: Bearer KEY`", headers={"www-authenticate": "Bearer"}
+            )
+
+    return guard

@@ -1,0 +1,129 @@
+"""Where served policies come from: the ledger names a checkpoint, the checkpoint is verified, loaded and probed.
+
+Also publishes the very first policy, once, from the configured model.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.checkpoints import checkpoint_path, load_manifest, new_checkpoint_id, seal, verify
+from rlhf_core.engine.engine import probe
+from rlhf_core.errors import CheckpointError, ConflictError
+from rlhf_core.models.load import LoadedPolicy, fetch_model, load_policy, render_prompt
+from rlhf_core.records import Message, PolicyVersion
+from rlhf_core.settings import Settings
+from rlhf_core.store.policies import PolicyStore
+
+PROBES = ("Hello.", "What can you do for me?", "My order has not arrived yet.")
+SHAPE = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "n_embd",
+    "intermediate_size",
+    "num_hidden_layers",
+    "n_layer",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "head_dim",
+)
+"""The entries of config.json that training never changes; others differ between releases of the library."""
+
+
+class PolicySource:
+    """Loads published policies. All methods block: call them from a worker thread."""
+
+    def __init__(self, checkpoints: Path, max_context: int) -> None:
+        self._checkpoints = checkpoints
+        self._max_context = max_context
+
+    def verify(self, version: PolicyVersion) -> None:
+        """Every byte against the seal, the seal against the ledger. Raises CheckpointError."""
+        manifest = verify(checkpoint_path(self._checkpoints, version.checkpoint_id))
+        if manifest.weights_sha256 != version.weights_sha256:
+            raise CheckpointError(
+                f"{version.checkpoint_id} holds weights {manifest.weights_sha256[:12]}, "
+                f"but {version.weights_sha256[:12]} were published"
+            )
+
+    def compare(self, version: PolicyVersion, serving: LoadedPolicy) -> None:
+        """Refuse what could not take over running traffic. Raises CheckpointError."""
+        new = checkpoint_path(self._checkpoints, version.checkpoint_id)
+        old = checkpoint_path(self._checkpoints, serving.checkpoint_id)
+        if load_manifest(new).template_sha256 != load_manifest(old).template_sha256:
+            raise CheckpointError(f"{new.name} has another chat template than {old.name}")
+        new_config, old_config = _config(new), _config(old)
+        for name in SHAPE:
+            if new_config.get(name) != old_config.get(name):
+                raise CheckpointError(
+                    f"{new.name} has {name} {new_config.get(name)}, {old.name} has {old_config.get(name)}"
+                )
+        if _vocabulary(new) != _vocabulary(old):
+            raise CheckpointError(f"{new.name} has another vocabulary than {old.name}")
+
+    def load(self, version: PolicyVersion) -> LoadedPolicy:
+        """Raises ModelError."""
+        return load_policy(
+            checkpoint_path(self._checkpoints, version.checkpoint_id),
+            policy_version=version.policy_version,
+            checkpoint_id=version.checkpoint_id,
+            weights_sha256=version.weights_sha256,
+            max_context=self._max_context,
+        )
+
+    def probe(self, policy: LoadedPolicy) -> None:
+        """A few greedy tokens must come out finite. Raises ModelError."""
+        prompts = [render_prompt(policy.tokenizer, [Message("user", text)]) for text in PROBES]
+        probe(policy, [tuple(prompt) for prompt in prompts])
+
+
+def publish_first(policies: PolicyStore, settings: Settings) -> PolicyVersion:
+    """The live policy; before there is any, the configured model becomes version 1.
+
+    Several servers may start at once: one publishes, the others find it. Raises ModelError when there is no such model.
+    """
+    live = policies.live() or _publish_configured(policies, settings)
+    if policies.reference() is None:
+        policies.set_reference(policies.version(1).checkpoint_id)
+    return live
+
+
+def _publish_configured(policies: PolicyStore, settings: Settings) -> PolicyVersion:
+    fields = {"checkpoint_id": new_checkpoint_id("policy"), "kind": "policy", "created_at": time.time()}
+    root = settings.checkpoints_path
+    manifest = seal(root, lambda directory: fetch_model(settings.model, directory), fields)
+    try:
+        return policies.publish(
+            checkpoint_id=manifest.checkpoint_id,
+            weights_sha256=manifest.weights_sha256,
+            actor="server",
+            reason=f"first start with {settings.model}",
+            now=time.time(),
+            expected_version=0,
+        )
+    except ConflictError:
+        shutil.rmtree(checkpoint_path(root, manifest.checkpoint_id))
+        live = policies.live()
+        assert live is not None, "a conflict means that something is published"
+        return live
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    return content
+
+
+def _vocabulary(directory: Path) -> object:
+    """Token to id. Not the whole file: saving a tokenizer again may reorder what does not matter."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text())
+    added = {token["id"]: token["content"] for token in content.get("added_tokens", [])}
+    return content["model"].get("vocab"), added

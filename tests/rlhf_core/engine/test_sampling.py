@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_core.engine.sampling import sample
+from rlhf_core.engine.sequence import GenerationRequest, Sequence
+from rlhf_core.errors import ModelError
+from rlhf_core.records import Sampling
+
+PROBS = (0.4, 0.3, 0.15, 0.1, 0.05)
+
+
+class Policy:
+    end_token_ids = frozenset({0})
+
+
+def sequence(min_tokens: int = 0, **sampling: Any) -> Sequence:
+    subject = Sequence(GenerationRequest("r", (1,), Sampling(**sampling), min_tokens=min_tokens), max_tokens=9)
+    subject.policy = Policy()  # type: ignore[assignment]
+    return subject
+
+
+def draw(count: int, **sampling: Any) -> Counter[int]:
+    logits = torch.tensor(PROBS).log().expand(count, -1)
+    token_ids, _ = sample(logits, [sequence(**sampling)] * count, random.Random(3))
+    return Counter(token_ids)
+
+
+def chi_square(counts: Counter[int], probs: dict[int, float]) -> float:
+    total = sum(counts.values())
+    assert set(counts) <= set(probs)
+    return sum((counts[i] - total * p) ** 2 / (total * p) for i, p in probs.items())
+
+
+def test_draws_follow_the_distribution() -> None:
+    # 4 degrees of freedom: 18.5 is passed once in a thousand.
+    assert chi_square(draw(20_000), dict(enumerate(PROBS))) < 18.5
+
+
+def test_draws_follow_the_tempered_distribution() -> None:
+    # At temperature 0.5 the probabilities are squared and renormalised.
+    squares = [p * p for p in PROBS]
+    expected = {i: p / sum(squares) for i, p in enumerate(squares)}
+    assert chi_square(draw(20_000, temperature=0.5), expected) < 18.5
+
+
+def test_top_k_keeps_the_k_likeliest() -> None:
+    # 2 degrees of freedom: 13.8 once in a thousand. 0.4 + 0.3 + 0.15 = 0.85.
+    expected = {0: 0.4 / 0.85, 1: 0.3 / 0.85, 2: 0.15 / 0.85}
+    assert chi_square(draw(20_000, top_k=3), expected) < 13.8
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
+    # 0.4 + 0.3 = 0.7 < 0.75, so the third belongs to it: 0.85.
+    expected = {0: 0.4 / 0.85, 1: 0.3 / 0.85, 2: 0.15 / 0.85}
+    assert chi_square(draw(20_000, top_p=0.75), expected) < 13.8
+
+
+def test_top_p_of_zero_leaves_the_likeliest_token() -> None:
+    assert set(draw(100, top_p=0.0)) == {0}
+
+
+def test_top_p_counts_within_top_k() -> None:
+    # Of the two likeliest, 0.4 / 0.7 = 0.571 reaches 0.55 alone; over all five it would not.
+    assert set(draw(200, top_k=2, top_p=0.55)) == {0}
+
+
+def test_greedy_takes_the_likeliest_and_its_logprob_at_temperature_one() -> None:
+    logits = torch.tensor([PROBS]).log() + 3.0
+    token_ids, logprobs = sample(logits, [sequence(temperature=0.0)], random.Random(0))
+    assert token_ids == [0]
+    assert logprobs[0] == pytest.approx(math.log(0.4), abs=1e-6)
+
+
+def test_the_logprob_is_the_policys_own_whatever_was_cut_off() -> None:
+    logits = torch.tensor([PROBS]).log()
+    token_ids, logprobs = sample(logits, [sequence(temperature=0.5, top_k=1)], random.Random(0))
+    # Squares: 0.16 of 0.16 + 0.09 + 0.0225 + 0.01 + 0.0025 = 0.285.
+    assert token_ids == [0]
+    assert logprobs[0] == pytest.approx(math.log(0.16 / 0.285), abs=1e-6)
+
+
+def test_rows_of_different_settings_do_not_disturb_each_other() -> None:
+    logits = torch.tensor(PROBS).log().expand(4, -1)
+    rows = [sequence(temperature=0.0), sequence(top_k=1), sequence(temperature=2.0, top_p=1e-9), sequence()]
+    for _ in range(50):
+        token_ids, _ = sample(logits, rows, random.Random(1))
+        assert token_ids[:3] == [0, 0, 0]
+    # random.Random(1) gives 0.134, 0.847, 0.763: the fourth row takes the third number, between 0.7 and 0.85.
+    assert token_ids[3] == 2
+
+
+def test_a_seeded_row_draws_from_its_own_source_alone() -> None:
+    logits = torch.tensor(PROBS).log().expand(3, -1)
+    alone, crowded = sequence(seed=5), sequence(seed=5)
+    alone.uniforms, crowded.uniforms = random.Random(5), random.Random(5)
+    shared = random.Random(0)
+    first = [sample(logits[:1], [alone], shared)[0][0] for _ in range(40)]
+    second = [sample(logits, [sequence(), crowded, sequence()], shared)[0][1] for _ in range(40)]
+    assert first == second
+    assert len(set(first)) > 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_end_token_before_min_tokens(temperature: float) -> None:
+    logits = torch.tensor([[50.0, 0.0, 0.0]])
+    early = sequence(min_tokens=1, temperature=temperature)
+    token_ids, _ = sample(logits, [early], random.Random(0))
+    assert token_ids != [0]
+    early.token_ids.append(1)
+    assert sample(logits, [early], random.Random(0))[0] == [0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = bad
+    with pytest.raises(ModelError, match="not finite"):
+        sample(logits, [sequence(), sequence()], random.Random(0))
+
+
+def test_the_number_zero_draws_no_token_of_probability_zero() -> None:
+    class Zero(random.Random):
+        def random(self) -> float:
+            return 0.0
+
+    assert sample(torch.tensor([[-math.inf, 0.0, 0.0]]), [sequence()], Zero())[0] == [1]
+
+
+def test_a_token_that_the_model_rules_out_is_never_drawn() -> None:
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf]]).expand(200, -1)
+    assert set(sample(logits, [sequence()] * 200, random.Random(0))[0]) == {1}

@@ -1,0 +1,210 @@
+"""Supervised fine-tuning: which tokens count, that packing and accumulation change nothing, and that a tiny model learns."""
+
+import copy
+import math
+
+import msgspec
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rlhf_core.desk.tokenizer import train_tokenizer
+from rlhf_core.errors import SettingsError, TrainingError
+from rlhf_core.learning.packing import collate
+from rlhf_core.learning.sft import (
+    SftExample,
+    accumulate_gradients,
+    encode_conversation,
+    next_token_logprobs,
+    plan_minibatches,
+    schedule_share,
+    target_weights,
+    train_supervised,
+)
+from rlhf_core.learning.sft_settings import SftSettings
+
+PAD = 0
+CONVERSATION = (
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Hello, I am Mira."},
+    {"role": "assistant", "content": "Mira, hello!"},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "Bye, Mira."},
+)
+
+
+def tiny_model(vocab_size: int = 16) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def example(prompt: list[int], response: list[int]) -> SftExample:
+    return SftExample((*prompt, *response), (False,) * len(prompt) + (True,) * len(response))
+
+
+EXAMPLES = [
+    example([3, 4, 5], [6, 7, 1]),
+    example([9], [10, 11, 12, 13, 1]),
+    example([5, 5, 4, 8], [2, 1]),
+    example([14, 15], [3, 1]),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    texts = [message["content"] for message in CONVERSATION] * 3
+    return train_tokenizer(texts, vocab_size=300, max_tokens=64)
+
+
+def gradients(model: LlamaForCausalLM) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_every_assistant_turn_counts_with_its_end_token_and_nothing_else_does(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    encoded = encode_conversation(tokenizer, CONVERSATION)
+    counted = [i for i, counts in zip(encoded.token_ids, encoded.response_mask, strict=True) if counts]
+    assert tokenizer.decode(counted) == "Mira, hello!<|end|> Bye, Mira.<|end|>"
+
+
+def test_the_mask_ends_where_the_last_answer_ends(tokenizer: PreTrainedTokenizerFast) -> None:
+    trailing = (*CONVERSATION, {"role": "user", "content": "And now?"})
+    assert encode_conversation(tokenizer, trailing) == encode_conversation(tokenizer, CONVERSATION)
+
+
+def test_a_conversation_without_an_answer_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(TrainingError, match="teaches nothing"):
+        encode_conversation(tokenizer, CONVERSATION[:2])
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    rewriting = copy.deepcopy(tokenizer)
+    rewriting.chat_template = (
+        "{{ messages | length }}{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}"
+    )
+    with pytest.raises(TrainingError, match="do not begin"):
+        encode_conversation(rewriting, CONVERSATION)
+
+
+def test_packed_logprobs_equal_those_of_each_document_alone() -> None:
+    model = tiny_model()
+    packed = next_token_logprobs(model, collate([EXAMPLES], 24, PAD))[0]
+    start = 0
+    for each in EXAMPLES:
+        length = len(each.token_ids)
+        # No packing, no mask of ours: the model's own causal attention over one document.
+        logits = model(input_ids=torch.tensor([each.token_ids])).logits[0, :-1]
+        alone = logits.log_softmax(-1).gather(1, torch.tensor(each.token_ids)[1:, None])[:, 0]
+        torch.testing.assert_close(packed[start : start + length - 1], alone, atol=1e-5, rtol=0)
+        start += length
+
+
+def test_weights_leave_out_padding_and_first_tokens() -> None:
+    batch = collate([[EXAMPLES[3], EXAMPLES[2]]], 12, PAD)
+    # tokens 14 15 | 3 1 then 5 5 4 8 | 2 1 then two of padding; a weight for each token but the first
+    assert target_weights(batch, 0.25)[0].tolist() == [0.25, 1, 1, 0, 0.25, 0.25, 0.25, 1, 1, 0, 0]
+    assert target_weights(batch, 0.0)[0].tolist() == [0, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0]
+
+
+def test_padding_changes_neither_loss_nor_gradient() -> None:
+    tight, loose = tiny_model(), tiny_model()
+    settings = SftSettings(row_tokens=24, rows_per_minibatch=8, rows_per_microbatch=8)
+    wide = msgspec.structs.replace(settings, row_tokens=64)
+    a = accumulate_gradients(tight, [EXAMPLES], settings, PAD)
+    b = accumulate_gradients(loose, [[each] for each in EXAMPLES], wide, PAD)
+    assert a == pytest.approx(b, abs=1e-6)
+    torch.testing.assert_close(gradients(tight), gradients(loose), atol=1e-6, rtol=0)
+
+
+def test_accumulated_microbatches_give_the_gradient_of_one_big_batch() -> None:
+    whole, pieces = tiny_model(), tiny_model()
+    rows = [[each] for each in EXAMPLES]
+    settings = SftSettings(row_tokens=8, rows_per_minibatch=4, rows_per_microbatch=4, prompt_weight=0.3)
+    # Rows with 3, 5, 2 and 2 response tokens: a mean per microbatch would weigh them alike and fail here.
+    a = accumulate_gradients(whole, rows, settings, PAD)
+    b = accumulate_gradients(pieces, rows, msgspec.structs.replace(settings, rows_per_microbatch=1), PAD)
+    assert a == pytest.approx(b, abs=1e-6)
+    torch.testing.assert_close(gradients(whole), gradients(pieces), atol=1e-6, rtol=0)
+
+
+def test_the_loss_of_a_uniform_model_is_the_log_of_the_vocabulary() -> None:
+    model = tiny_model(vocab_size=16)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    loss = accumulate_gradients(model, [EXAMPLES], SftSettings(row_tokens=24), PAD)
+    assert loss == pytest.approx(math.log(16), abs=1e-6)
+
+
+def test_the_schedule_climbs_then_falls_along_a_cosine() -> None:
+    # 10 minibatches, 2 of warmup: 1/2, 2/2, then (1 + cos(pi k / 8)) / 2 for k = 0..7
+    shares = [schedule_share(at, 10, 0.2) for at in range(10)]
+    assert shares[:3] == [0.5, 1.0, 1.0]
+    assert shares[6] == pytest.approx(0.5)  # k = 4: cos(pi / 2) = 0
+    assert shares[9] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
+
+
+def test_the_plan_reads_every_example_once_per_epoch_and_depends_on_the_seed_alone() -> None:
+    settings = SftSettings(row_tokens=8, rows_per_minibatch=2, rows_per_microbatch=1, epochs=2, seed=5)
+    plan = plan_minibatches(EXAMPLES, settings)
+    read = [each for rows in plan for row in rows for each in row]
+    assert sorted(each.token_ids for each in read) == sorted(each.token_ids for each in EXAMPLES * 2)
+    assert plan_minibatches(EXAMPLES, settings) == plan
+
+
+def test_a_tiny_model_learns_a_toy_set_and_repeats_it_exactly() -> None:
+    first, second = tiny_model(), tiny_model()
+    settings = SftSettings(
+        learning_rate=1e-2, epochs=60, row_tokens=16, rows_per_minibatch=2, rows_per_microbatch=2, seed=3
+    )
+    result = train_supervised(first, EXAMPLES, settings, pad_token_id=PAD)
+    again = train_supervised(second, EXAMPLES, settings, pad_token_id=PAD)
+    assert result.losses[0] > 2.0
+    assert sum(result.losses[-5:]) / 5 < 0.05
+    assert again.losses == result.losses
+    greedy = first(input_ids=torch.tensor([[3, 4, 5, 6, 7]])).logits[0].argmax(-1).tolist()
+    assert greedy[2:] == [6, 7, 1]
+
+
+def test_progress_reports_every_minibatch() -> None:
+    seen: list[int] = []
+    settings = SftSettings(row_tokens=8, rows_per_minibatch=2, rows_per_microbatch=2)
+    result = train_supervised(
+        tiny_model(),
+        EXAMPLES,
+        settings,
+        pad_token_id=PAD,
+        on_progress=lambda progress: seen.append(progress.minibatch),
+    )
+    # four examples of 6, 6, 6 and 4 tokens fill four rows of 8, hence two minibatches of two rows
+    assert seen == [1, 2]
+    assert result.tokens == 22
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    before = model.model.embed_tokens.weight.clone()
+    with pytest.raises(TrainingError, match="loss nan"):
+        train_supervised(model, EXAMPLES, SftSettings(row_tokens=24), pad_token_id=PAD)
+    assert torch.equal(model.model.embed_tokens.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("learning_rate", 0.0), ("row_tokens", -1), ("prompt_weight", 1.5)]
+)
+def test_settings_that_cannot_train_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=f"{name} .*{value}"):
+        SftSettings(**{name: value})

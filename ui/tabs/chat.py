@@ -1,0 +1,211 @@
+"""The chat tab: a streaming conversation whose answers can be rated, explained, re-rated and un-rated.
+
+The browser keeps two ids, its conversation and a random name for its person; the words and ratings are the API's. So a
+reload, or a restart of this process, shows the same conversation with the same thumbs.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from rlhf_core.records import REASONS, RatingValue
+from ui.client import ApiClient, ApiError
+from ui.conversation import Conversation, Turn, from_stored
+from ui.replies import ChatEvent
+from ui.transcript import transcript_html
+
+FRAME_SECONDS = 0.04
+"""Deltas are drawn at most this often: a redraw per token would cost the browser more than the model."""
+MAX_REASONS = 5
+SCRIPT = (Path(__file__).parent.parent / "assets" / "transcript.js").read_text()
+Browser = dict[str, str]
+"""What the browser stores: `user` and `conversation_id`."""
+Drawn = tuple[Any, Any, Any, Any]
+"""Updates of transcript, prompt, send button, stop button."""
+
+
+def restore(
+    client: ApiClient, conversation: Conversation, browser: Browser | None
+) -> tuple[Conversation, str, Browser]:
+    """On page load: the stored conversation with its ratings, or a new one."""
+    kept = browser or {}
+    user = kept.get("user") or f"web-{uuid.uuid4().hex}"
+    conversation = _fetch(client, kept.get("conversation_id", ""), user)
+    return conversation, transcript_html(conversation), _kept(conversation)
+
+
+def _fetch(client: ApiClient, conversation_id: str, user: str) -> Conversation:
+    if not conversation_id:
+        return Conversation(user=user)
+    try:
+        return from_stored(client.conversation(conversation_id), user)
+    except ApiError as error:
+        if error.status == 404:
+            return Conversation(user=user)
+        notice = f"Earlier messages could not be loaded. {error} Reload the page to try again."
+        return Conversation(conversation_id, user, notice=notice)
+
+
+def start_over(conversation: Conversation) -> tuple[Conversation, str, Browser]:
+    """A new, empty conversation. An answer that still streams is stopped, and stays with the old one."""
+    conversation.stop = True
+    fresh = conversation.successor = Conversation(user=conversation.user)
+    return fresh, transcript_html(fresh), _kept(fresh)
+
+
+def _kept(conversation: Conversation) -> Browser:
+    return {"user": conversation.user, "conversation_id": conversation.conversation_id}
+
+
+def send(client: ApiClient, conversation: Conversation, prompt: str) -> Iterator[Drawn]:
+    """Stream one answer into the transcript. An empty prompt, or one sent while an answer streams, changes nothing."""
+    prompt = prompt.strip()
+    if not prompt or conversation.streaming:
+        yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        return
+    messages = conversation.messages(prompt)
+    turn = Turn(prompt)
+    conversation.turns.append(turn)
+    conversation.stop = False
+    yield _drawn(conversation, prompt="")
+    events = client.chat_stream(messages, conversation_id=conversation.conversation_id, user=conversation.user)
+    try:
+        for _ in frames(_take(turn, events, conversation)):
+            yield _drawn(conversation)
+    except ApiError as error:
+        turn.state = "failed"
+        turn.say(str(error), error=True)
+    finally:
+        if turn.state == "streaming":
+            turn.state = "stopped"
+        events.close()
+    yield _drawn(conversation, prompt=prompt if turn.state == "failed" and not turn.answer else None)
+
+
+def _take(turn: Turn, events: Iterable[ChatEvent], conversation: Conversation) -> Iterator[None]:
+    """Write the stream into the turn, event by event, until it ends or the stop button was pressed."""
+    for event in events:
+        turn.interaction_id, turn.policy_version = event.interaction_id, event.policy_version
+        turn.answer += event.delta
+        if event.finish is not None:
+            turn.state = "cut" if event.finish == "length" else "done"
+        if conversation.stop:
+            return
+        yield
+
+
+def frames(steps: Iterable[None], seconds: float = FRAME_SECONDS) -> Iterator[None]:
+    """At most one of `steps` per `seconds`; the caller draws once more when they are over."""
+    last = 0.0
+    for step in steps:
+        now = time.monotonic()
+        if now - last >= seconds:
+            last = now
+            yield step
+
+
+def _drawn(conversation: Conversation, prompt: str | None = None) -> Drawn:
+    shown = conversation.shown
+    box = gr.skip() if prompt is None else gr.update(value=prompt)
+    busy = shown.streaming
+    return transcript_html(shown), box, gr.update(visible=not busy), gr.update(visible=busy)
+
+
+def stop(conversation: Conversation) -> None:
+    conversation.stop = True
+
+
+def suggest(event: gr.EventData) -> str:
+    return str(event._data.get("text", ""))[:1000]
+
+
+def act(client: ApiClient, conversation: Conversation, data: dict[str, Any]) -> str:
+    """A click below an answer. `data` comes from the page: act, interaction_id, value, reasons, comment."""
+    turn = conversation.turn(str(data.get("interaction_id", "")))
+    if turn is None:
+        return transcript_html(conversation.shown)
+    with conversation.lock:
+        try:
+            _judge(client, turn, data)
+        except ApiError as error:
+            turn.say(f"Not saved. {error}", error=True)
+    return transcript_html(conversation.shown)
+
+
+def _judge(client: ApiClient, turn: Turn, data: dict[str, Any]) -> None:
+    name, value = data.get("act"), data.get("value")
+    if name == "rate" and value in ("up", "down") and turn.rating != value:
+        rate(client, turn, value)
+    elif name == "undo" or (name == "rate" and turn.rating is not None):
+        withdraw(client, turn)
+    elif name == "reasons" and turn.rating is not None:
+        explain(client, turn, data.get("reasons") or [], str(data.get("comment", "")))
+    elif name in ("explain", "close"):
+        turn.explaining = name == "explain" and turn.rating is not None
+
+
+def rate(client: ApiClient, turn: Turn, value: RatingValue) -> None:
+    receipt = client.rate(turn.interaction_id, value)
+    turn.judge(receipt.state)
+    turn.say("Saved." if receipt.counted.training else "Saved; it counts, but does not train.")
+
+
+def withdraw(client: ApiClient, turn: Turn) -> None:
+    """Pressing a set thumb again, or Undo: no rating is left, which is not the same as a bad one."""
+    client.withdraw(turn.interaction_id)
+    turn.judge(None)
+    turn.say("Rating withdrawn.")
+
+
+def explain(client: ApiClient, turn: Turn, reasons: list[str], comment: str) -> None:
+    if turn.rating is None:
+        return
+    known = tuple(key for key in reasons if key in REASONS)[:MAX_REASONS]
+    comment = comment.strip()[:4000]
+    receipt = client.rate(turn.interaction_id, turn.rating, known, comment)
+    turn.judge(receipt.state, known, comment)
+    turn.say("Saved with your reason." if known or comment else "Saved.")
+
+
+def chat_tab(client: ApiClient, conversation: gr.State, browser: gr.BrowserState) -> gr.HTML:
+    """Lay the tab out and connect it; returns the transcript, which the app fills on load."""
+    transcript = gr.HTML(
+        transcript_html(Conversation()), elem_id="transcript", js_on_load=SCRIPT, apply_default_css=False
+    )
+    with gr.Row(elem_id="composer"):
+        prompt = gr.Textbox(
+            placeholder="Write a message", show_label=False, label="Message", container=False, lines=1, max_lines=6,
+            max_length=8000, scale=8, min_width=160, elem_id="prompt", autofocus=True,
+        )  # fmt: skip
+        sender = gr.Button("Send", variant="primary", scale=0, min_width=96, elem_id="send")
+        stopper = gr.Button("Stop", variant="stop", scale=0, min_width=96, elem_id="stop", visible=False)
+        restart = gr.Button("New conversation", scale=0, min_width=150, elem_id="new")
+
+    def on_act(held: Conversation, event: gr.EventData) -> str:
+        return act(client, held, event._data)
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    drawn = [transcript, prompt, sender, stopper]
+    asking = partial(send, client)
+    gr.on([prompt.submit, sender.click], asking, [conversation, prompt], drawn, **quiet)
+    transcript.suggest(suggest, None, prompt, queue=False, **quiet).then(asking, [conversation, prompt], drawn, **quiet)
+    # `multiple` and no limit: with Gradio's defaults a second quick click is dropped, and raters wait for each other.
+    transcript.act(
+        on_act,
+        conversation,
+        transcript,
+        trigger_mode="multiple",
+        concurrency_limit=None,
+        queue=False,
+        **quiet,
+    )
+    stopper.click(stop, conversation, None, queue=False, **quiet)
+    restart.click(start_over, conversation, [conversation, transcript, browser], queue=False, **quiet)
+    return transcript
