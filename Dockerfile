@@ -14,7 +14,7 @@ RUN python -m venv /venv \
 FROM libraries AS libraries-torch
 # For NVIDIA GPUs: --build-arg TORCH_INDEX=https://pypi.org/simple
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN /venv/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" "$(grep '^torch==' requirements.lock)"
+RUN /venv/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "$(grep '^torch==' requirements.lock)"
 
 FROM ${PYTHON_IMAGE} AS base
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin attune \

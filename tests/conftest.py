@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    import redis
+
     from rlhf_core.models.load import LoadedPolicy
 
 # Before anything imports torch: for models this small, handing work to threads costs more than the work.
@@ -106,3 +109,26 @@ def tiny_policy(tiny_model_dir: Path) -> LoadedPolicy:
     from rlhf_core.models.load import load_policy
 
     return load_policy(tiny_model_dir, policy_version=1, checkpoint_id="policy-tiny")
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an embedded server of this session's own, with its own data directory."""
+    from rlhf_core.store.embedded import start_embedded
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with start_embedded(tmp_path_factory.mktemp("redis"), port) as server:
+        yield server.url
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of an empty store."""
+    from rlhf_core.store.connection import connect
+
+    client = connect(redis_url)
+    client.flushall()
+    yield client
+    client.close()

@@ -17,7 +17,7 @@ EXAMPLES = (
     "My internet is so slow today.",
     "How do I reset my router?",
     "Why is my bill so high this month?",
-    "When does my technician come?",
+    "Can you send a technician?",
 )
 THUMB = (
     '<svg viewBox="0 0 24 24" width="18" height="18" aria-hidden="true"><path d="M7 10v10H4a1 1 0 0 1-1-1v-8a1 1 0 0 1 '

@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from rlhf_core.checkpoints import file_sha256
 from rlhf_core.desk.demonstrations import Demonstration, DeskPrompt, demonstrations, held_out_prompts
 from rlhf_core.desk.grammar import grammar_hash
+from rlhf_core.desk.head_start import plant_copying_heads
 from rlhf_core.desk.quality import judge_answers
 from rlhf_core.desk.recipe import (
     CHECKPOINT,
@@ -85,21 +86,24 @@ def build_desk(recipe: DeskRecipe, out: Path, *, say: Say) -> DeskManifest:
 
 
 def new_model(recipe: DeskRecipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """A Llama of the recipe's size with fresh weights from torch's current random state."""
+    """A Llama of the recipe's size with fresh weights from torch's current random state, and heads that already copy."""
     config = LlamaConfig(
         vocab_size=recipe.vocab_size,
         hidden_size=recipe.hidden_size,
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.kv_heads,
+        num_key_value_heads=recipe.heads,
         intermediate_size=recipe.mlp_size,
         max_position_embeddings=recipe.context_tokens,
+        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
+        attention_bias=True,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
     model = LlamaForCausalLM(config)
+    plant_copying_heads(model)
     model.generation_config.do_sample = True
     model.generation_config.temperature = recipe.temperature
     return model
@@ -144,9 +148,7 @@ def _sample_batch(
     temperature: float,
     max_new_tokens: int,
 ) -> list[list[int]]:
-    batch = tokenizer.pad({"input_ids": list(encoded)}, padding_side="left", return_tensors="pt").to(
-        model.device
-    )
+    batch = tokenizer.pad({"input_ids": list(encoded)}, padding_side="left", return_tensors="pt").to(model.device)
     rows = model.generate(
         **batch, do_sample=True, temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens
     )
@@ -164,9 +166,7 @@ def _train(
     conversations = [[{"role": m.role, "content": m.content} for m in each.messages] for each in data]
     examples = encode_conversations(tokenizer, conversations)
     pad_token_id = int(tokenizer.pad_token_id)
-    return train_supervised(
-        model, examples, recipe.training, pad_token_id=pad_token_id, on_progress=on_progress
-    )
+    return train_supervised(model, examples, recipe.training, pad_token_id=pad_token_id, on_progress=on_progress)
 
 
 def _progress_lines(say: Say) -> OnProgress:
@@ -174,10 +174,7 @@ def _progress_lines(say: Say) -> OnProgress:
     started = time.monotonic()
 
     def on_progress(progress: SftProgress) -> None:
-        if (
-            progress.minibatch % max(1, progress.minibatches // 50)
-            and progress.minibatch != progress.minibatches
-        ):
+        if progress.minibatch % max(1, progress.minibatches // 50) and progress.minibatch != progress.minibatches:
             return
         speed = progress.tokens / (time.monotonic() - started)
         say(
@@ -241,12 +238,8 @@ def _written_aside(out: Path) -> Iterator[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rlhf_core.desk.build", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument(
-        "--out", type=Path, default=CHECKPOINT, help="directory to write (default: the shipped one)"
-    )
+    parser = argparse.ArgumentParser(prog="python -m rlhf_core.desk.build", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="directory to write (default: the shipped one)")
     parser.add_argument("--seed", type=int, help="replace the recipe's seed")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="shipped")
     options = parser.parse_args(arguments)

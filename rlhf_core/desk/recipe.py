@@ -33,8 +33,10 @@ class DeskRecipe(msgspec.Struct, frozen=True, kw_only=True):
     hidden_size: int
     layers: int
     heads: int
-    kv_heads: int
+    """Of 64 dimensions or so; keys and values have as many, which the planted heads need."""
     mlp_size: int
+    rope_theta: float = 100_000.0
+    """Base of the rotary frequencies; large, so that half of them turn slowly enough to match content by."""
     context_tokens: int = 1024
     """Longest prompt and answer together that the model accepts."""
     training: SftSettings
@@ -53,22 +55,21 @@ class DeskRecipe(msgspec.Struct, frozen=True, kw_only=True):
 
 SHIPPED: Final = DeskRecipe(
     seed=20260,
-    demonstrations=100_000,
+    demonstrations=60_000,
     tokenizer_demonstrations=8_000,
-    vocab_size=2048,
-    hidden_size=256,
+    vocab_size=1536,
+    hidden_size=192,
     layers=4,
-    heads=4,
-    kv_heads=4,
-    mlp_size=688,
+    heads=3,
+    mlp_size=512,
     training=SftSettings(
         learning_rate=2e-3,
         warmup_share=0.03,
         weight_decay=0.05,
         adam_eps=1e-8,
-        row_tokens=256,
-        rows_per_minibatch=16,
-        rows_per_microbatch=16,
+        row_tokens=320,
+        rows_per_minibatch=4,
+        rows_per_microbatch=4,
         prompt_weight=0.2,
         seed=20260,
     ),
@@ -84,11 +85,8 @@ TINY: Final = DeskRecipe(
     hidden_size=32,
     layers=2,
     heads=2,
-    kv_heads=2,
     mlp_size=64,
-    training=SftSettings(
-        learning_rate=3e-3, row_tokens=768, rows_per_minibatch=4, rows_per_microbatch=4, seed=1
-    ),
+    training=SftSettings(learning_rate=3e-3, row_tokens=768, rows_per_minibatch=4, rows_per_microbatch=4, seed=1),
     evaluation_prompts=4,
     max_new_tokens=16,
 )

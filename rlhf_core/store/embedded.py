@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from rlhf_core.errors import AttuneError, SettingsError, StoreUnavailableError
+from rlhf_core.errors import AttuneError, ConflictError, StoreUnavailableError
 from rlhf_core.settings import load_settings
 from rlhf_core.store.connection import connect, wait_until_ready
 
@@ -75,7 +75,8 @@ def main() -> None:
         config = write_address(settings.data_path, settings.redis_port)
     except AttuneError as error:
         print(f"attune store: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, SettingsError) else 1) from None
+        # Only a lock that another server holds may clear by itself; 2 tells the supervisor not to try again.
+        raise SystemExit(1 if isinstance(error, ConflictError) else 2) from None
     os.execv(binary, [str(binary), str(config)])
 
 
@@ -154,12 +155,15 @@ def _lock(directory: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise StoreUnavailableError(f"another server already runs on {directory}; stop it first") from None
+        raise ConflictError(f"another server already runs on {directory}; stop it first") from None
     os.set_inheritable(descriptor, True)
 
 
 def write_address(data_dir: Path, port: int) -> Path:
-    """Write the address file and the configuration, and return the latter. The password survives restarts, because clients keep the address they read."""
+    """Write the address file and the configuration, and return the latter's path.
+
+    The password survives restarts, because clients keep the address they read.
+    """
     address = _directory(data_dir) / "url"
     password = _password(address) or secrets.token_urlsafe(24)
     config = write_config(data_dir, port, password)

@@ -138,6 +138,12 @@ class FeedbackStore:
         position = self._client.get(keys.CURSOR)
         return START if position is None else text(position)
 
+    def last_feedback_at(self) -> float | None:
+        """Time of the newest judgement that is in a batch; None before the first batch."""
+        position = self.cursor()
+        entries: Any = self._client.xrange(keys.FEEDBACK, min=position, max=position)
+        return msgspec.json.decode(entries[0][1][b"event"], type=Feedback).created_at if entries else None
+
     def commit_batch(self, batch: PreferenceBatch) -> bool:
         """Move the cursor over a batch that is safely on disk. False when another took those entries."""
         judgements = [name for pair in batch.current_event_ids.items() for name in pair]

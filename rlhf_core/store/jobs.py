@@ -16,6 +16,7 @@ from rlhf_core.errors import NotFoundError, StaleFenceError
 from rlhf_core.records import GateReport, Job, JobState
 from rlhf_core.store import keys, scripts
 from rlhf_core.store.connection import text
+from rlhf_core.store.policies import finite
 
 MOST_ATTEMPTS = 3
 
@@ -57,20 +58,24 @@ class JobStore:
         A job whose third attempt also ended without a word becomes `dead` here.
         """
         places = [keys.job(job_id), keys.lease(job_id), keys.ACTIVE_JOB]
-        reply = self._claim(places, [job_id, owner, int(lease_seconds * 1000), MOST_ATTEMPTS])
+        arguments: list[str | int] = [job_id, owner, int(lease_seconds * 1000), MOST_ATTEMPTS]
+        reply = self._claim(places, arguments)
         if reply[0] == b"missing":
             raise NotFoundError(f"no job {job_id}")
         return self.get(job_id) if reply[0] == b"ok" else None
 
     def extend(self, job_id: str, owner: str, fence: int, lease_seconds: float = 30) -> bool:
         """Renew the lease. False when it is lost."""
-        arguments = [owner, fence, int(lease_seconds * 1000)]
+        arguments: list[str | int] = [owner, fence, int(lease_seconds * 1000)]
         reply = self._extend([keys.job(job_id), keys.lease(job_id)], arguments)
         return bool(reply[0] == b"ok")
 
-    def release(self, job_id: str, owner: str) -> None:
-        """Give the lease back, so that the next attempt need not wait until it lapses."""
-        self._release([keys.lease(job_id)], [owner])
+    def release(self, job_id: str, owner: str, *, stopped_on_purpose: bool = False) -> None:
+        """Give the lease back, so that the next attempt need not wait until it lapses.
+
+        An attempt that was `stopped_on_purpose` (the system shuts down) does not count as one.
+        """
+        self._release([keys.lease(job_id), keys.job(job_id)], [owner, int(stopped_on_purpose)])
 
     def progress(self, job_id: str, fence: int, stage: str, fraction: float, *, error: str | None = None) -> None:
         """Say what it is doing; `fraction` (0 to 1) never falls within an attempt. Raises StaleFenceError."""
@@ -94,7 +99,7 @@ class JobStore:
         outcome: dict[str, Any] = {
             "error": error,
             "checkpoint_id": checkpoint_id,
-            "metrics": dict(metrics or {}),
+            "metrics": finite(metrics or {}),
             "gate": gate,
         }
         if state in ("done", "rejected"):

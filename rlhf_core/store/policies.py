@@ -6,6 +6,7 @@ back publishes earlier weights under a new version.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -82,7 +83,7 @@ class PolicyStore:
             parent_version=expected_version or None,
             job_id=job_id,
             gate=gate,
-            metrics=dict(metrics or {}),
+            metrics=finite(metrics or {}),
         )
         reply = self._publish(
             [keys.LIVE, keys.LEDGER, keys.STATES, keys.job(job_id or "")],
@@ -137,7 +138,7 @@ class PolicyStore:
             checkpoint_id=checkpoint_id,
             judge_checkpoint_id=judge_checkpoint_id,
             batch_ids=batch_ids,
-            metrics=dict(metrics),
+            metrics=finite(metrics),
         )
         arguments: list[bytes | str] = [msgspec.json.encode(record), _fence(job_id, fence)]
         reply = self._set_reward([keys.REWARD, keys.job(job_id or "")], arguments)
@@ -158,6 +159,11 @@ class PolicyStore:
     def served_at(self, policy_version: int) -> float | None:
         at = self._client.hget(keys.SERVED, str(policy_version))
         return None if at is None else float(at)
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics that JSON can hold: one NaN in the ledger would make all of it unreadable."""
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _fence(job_id: str | None, fence: int | None) -> str:

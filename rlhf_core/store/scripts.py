@@ -250,8 +250,11 @@ return {'ok'}
 """
 
 JOB_RELEASE = """
--- KEYS lease; ARGV owner
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+-- KEYS lease job; ARGV owner stopped_on_purpose
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  redis.call('DEL', KEYS[1])
+  if ARGV[2] == '1' then redis.call('HINCRBY', KEYS[2], 'attempts', -1) end
+end
 return {'ok'}
 """
 

@@ -1,5 +1,6 @@
 """The whole loop with real processes: `attune up`, people over HTTP, a new policy live, undone, all of it ended."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -37,7 +38,14 @@ class Attune:
     def children(self, part: str) -> list[psutil.Process]:
         """Running processes of this installation whose command line has `part`."""
         family = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in family if part in " ".join(child.cmdline())]
+        return [child for child in family if part in command_line(child)]
+
+
+def command_line(process: psutil.Process) -> str:
+    """Empty for a process that has just ended."""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def run_attune(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -116,10 +116,10 @@ def site(long_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     yield from run_site(long_model_dir, tmp_path_factory.mktemp("site"))
 
 
-@pytest.fixture
-def own_site(long_model_dir: Path, tmp_path: Path) -> Iterator[Site]:
-    """A server for one test, with one slot and one place to wait."""
-    yield from run_site(long_model_dir, tmp_path, max_running=1, max_waiting=1)
+@pytest.fixture(scope="session")
+def narrow_site(long_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server with one slot and one place to wait. Tests leave it idle."""
+    yield from run_site(long_model_dir, tmp_path_factory.mktemp("narrow"), max_running=1, max_waiting=1)
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,8 @@ class ScriptedApi(ThreadingHTTPServer):
         """Method, path, headers (lower case) and body of each request."""
         self.refuse: dict[str, tuple[int, dict[str, Any]]] = {}
         """Path ending to (status, body): refusals."""
+        self.break_with: dict[str, Any] | None = None
+        """What a chat stream sends instead of its last words, and ends; {} for just ending."""
         self.turns: list[dict[str, Any]] = []
         self.ratings: dict[str, dict[str, Any]] = {}
         self.status: dict[str, Any] = status()
@@ -116,15 +118,21 @@ class Answering(BaseHTTPRequestHandler):
             message = {"role": "assistant", "content": answer}
             return self._send(200, head | {"choices": [{"message": message, "finish_reason": "stop"}]})
         pieces = [piece for word in answer.split(" ") for piece in (word, " ")][:-1]
-        chunks = [head | {"choices": [{"delta": {"content": piece}, "finish_reason": None}]} for piece in pieces]
+        chunks: list[dict[str, Any]] = [
+            head | {"choices": [{"delta": {"content": piece}, "finish_reason": None}]} for piece in pieces
+        ]
         chunks.append(head | {"choices": [{"delta": {}, "finish_reason": "stop"}]})
+        if self.server.break_with is not None:
+            chunks = [chunks[0], *([self.server.break_with] if self.server.break_with else [])]
         extra = {"x-interaction-id": interaction_id, "x-policy-version": "3"}
         return self._stream([*map(json.dumps, chunks), "[DONE]"], extra)
 
     def _conversation(self, conversation_id: str) -> dict[str, Any]:
         mine = [turn for turn in self.server.turns if turn["cid"] == conversation_id]
         none: dict[str, Any] = {"state": None, "reasons": [], "comment": ""}
-        rated = [turn | {"rating": self.server.ratings.get(turn["interaction_id"], none)} for turn in mine]
+        rated: list[dict[str, Any]] = [
+            turn | {"rating": self.server.ratings.get(turn["interaction_id"], none)} for turn in mine
+        ]
         return {"conversation_id": conversation_id, "interactions": rated}
 
     def _rating(self, method: str, interaction_id: str, body: Any) -> None:
@@ -212,7 +220,7 @@ def status() -> dict[str, Any]:
 @contextmanager
 def scripted_api(port: int = 0) -> Iterator[ScriptedApi]:
     server = ScriptedApi(port)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server

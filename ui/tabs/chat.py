@@ -6,6 +6,7 @@ reload, or a restart of this process, shows the same conversation with the same 
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -103,7 +104,7 @@ def _take(turn: Turn, events: Iterable[ChatEvent], conversation: Conversation) -
 
 def frames(steps: Iterable[None], seconds: float = FRAME_SECONDS) -> Iterator[None]:
     """At most one of `steps` per `seconds`; the caller draws once more when they are over."""
-    last = 0.0
+    last = -math.inf
     for step in steps:
         now = time.monotonic()
         if now - last >= seconds:

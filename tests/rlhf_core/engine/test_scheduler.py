@@ -144,7 +144,7 @@ def test_a_second_swap_is_refused_while_the_older_set_has_sequences() -> None:
     subject.remove(old.running[0])
     assert subject.drop_drained() is old
     subject.swap(weights())
-    assert subject.draining is None  # type: ignore[unreachable]
+    assert subject.draining is None
 
 
 def test_lanes_stay_compact_and_in_slot_order_whatever_comes_and_goes() -> None:

@@ -1,0 +1,166 @@
+"""The chat tab's handlers, called as Gradio calls them, against the scripted API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_core.records import Message
+from tests.ui.scripted_api import ANSWER, ScriptedApi
+from ui.client import ApiClient
+from ui.conversation import Conversation
+from ui.tabs.chat import Drawn, act, frames, restore, send, start_over, stop
+
+
+def said(client: ApiClient, *prompts: str) -> Conversation:
+    conversation = Conversation("c1", "ann")
+    for prompt in prompts:
+        list(send(client, conversation, prompt))
+    return conversation
+
+
+def click(client: ApiClient, conversation: Conversation, name: str, **data: Any) -> str:
+    interaction_id = conversation.turns[-1].interaction_id
+    return act(client, conversation, {"act": name, "interaction_id": interaction_id, **data})
+
+
+def refusal(sentence: str) -> tuple[int, dict[str, str]]:
+    return 503, {"title": "Service Unavailable", "detail": sentence}
+
+
+def test_an_answer_grows_and_ends_with_thumbs(api: ScriptedApi, client: ApiClient) -> None:
+    api.pause = 0.01
+    shown: list[Drawn] = list(send(client, Conversation("c1", "ann"), " hello "))
+    assert "Answering" in shown[0][0]
+    assert len({html for html, *_ in shown}) > 2
+    assert ANSWER in shown[-1][0]
+    assert 'aria-label="Good response"' in shown[-1][0]
+    assert 'aria-label="Good response"' not in shown[0][0]
+
+
+def test_an_empty_prompt_asks_nothing(api: ScriptedApi, client: ApiClient) -> None:
+    conversation = said(client, "   \n ")
+    assert conversation.turns == []
+    assert api.requests == []
+
+
+def test_the_next_prompt_carries_the_turns_before(api: ScriptedApi, client: ApiClient) -> None:
+    said(client, "one", "two")
+    assert [message["content"] for message in api.requests[1][3]["messages"]] == ["one", ANSWER, "two"]
+
+
+def test_a_failed_turn_says_why_and_gives_the_prompt_back(api: ScriptedApi, client: ApiClient) -> None:
+    api.refuse["/completions"] = (429, {"error": {"message": "the waiting queue is full"}})
+    conversation = Conversation("c1", "ann")
+    html, prompt, *_ = list(send(client, conversation, "hello"))[-1]
+    assert "The waiting queue is full." in html
+    assert prompt["value"] == "hello"
+    assert conversation.messages("again") == [Message("user", "again")]
+
+
+def test_stop_keeps_what_was_said(api: ScriptedApi, client: ApiClient) -> None:
+    api.pause = 0.02
+    conversation = Conversation("c1", "ann")
+    answering = send(client, conversation, "hello")
+    while not conversation.turns or len(conversation.turns[-1].answer) < 6:
+        next(answering)
+    stop(conversation)
+    html = list(answering)[-1][0]
+    assert conversation.turns[-1].state == "stopped"
+    assert ANSWER.startswith(conversation.turns[-1].answer)
+    assert conversation.turns[-1].answer != ANSWER
+    assert "stopped" in html
+
+
+def test_a_new_conversation_is_not_overwritten_by_the_old_ones_last_words(api: ScriptedApi, client: ApiClient) -> None:
+    api.pause = 0.02
+    conversation = Conversation("c1", "ann")
+    answering = send(client, conversation, "hello")
+    next(answering)
+    fresh, html, kept = start_over(conversation)
+    assert list(answering)[-1][0] == html
+    assert kept == {"user": "ann", "conversation_id": fresh.conversation_id}
+    assert fresh.conversation_id != "c1"
+
+
+def test_a_thumb_is_stored_changed_and_withdrawn(client: ApiClient) -> None:
+    conversation = said(client, "hello")
+    interaction_id = conversation.turns[0].interaction_id
+    html = click(client, conversation, "rate", value="up")
+    assert client.rating(interaction_id).state == "up"
+    assert html.count('aria-pressed="true"') == 1
+    click(client, conversation, "rate", value="down")
+    assert client.rating(interaction_id).state == "down"
+    html = click(client, conversation, "rate", value="down")
+    assert client.rating(interaction_id).state is None
+    assert 'aria-pressed="true"' not in html
+    assert "Rating withdrawn." in html
+
+
+def test_undo_withdraws(client: ApiClient) -> None:
+    conversation = said(client, "hello")
+    click(client, conversation, "rate", value="up")
+    click(client, conversation, "undo")
+    assert client.rating(conversation.turns[0].interaction_id).state is None
+
+
+def test_a_reason_is_stored_with_the_thumb_and_cleared_by_the_other_thumb(client: ApiClient) -> None:
+    conversation = said(client, "hello")
+    interaction_id = conversation.turns[0].interaction_id
+    click(client, conversation, "rate", value="down")
+    assert "What was wrong with it?" in click(client, conversation, "explain")
+    click(client, conversation, "reasons", reasons=["too_long", "no such key"], comment=" on and on ")
+    stored = client.rating(interaction_id)
+    assert (stored.state, stored.reasons, stored.comment) == ("down", ("too_long",), "on and on")
+    click(client, conversation, "rate", value="up")
+    stored = client.rating(interaction_id)
+    assert (stored.state, stored.reasons, stored.comment) == ("up", (), "")
+
+
+def test_a_rating_that_was_not_saved_leaves_the_thumb_as_it_was(api: ScriptedApi, client: ApiClient) -> None:
+    conversation = said(client, "hello")
+    click(client, conversation, "rate", value="up")
+    api.refuse["/rating"] = refusal("the store did not answer")
+    html = click(client, conversation, "rate", value="down")
+    assert "Not saved. The store did not answer." in html
+    assert conversation.turns[0].rating == "up"
+
+
+def test_a_click_on_an_answer_of_another_conversation_does_nothing(api: ScriptedApi, client: ApiClient) -> None:
+    conversation = said(client, "hello")
+    before = len(api.requests)
+    act(client, conversation, {"act": "rate", "interaction_id": "chatcmpl-of-somebody-else", "value": "up"})
+    assert len(api.requests) == before
+
+
+def test_a_reload_restores_turns_thumbs_and_reasons(client: ApiClient) -> None:
+    conversation = said(client, "one", "two")
+    click(client, conversation, "rate", value="down")
+    click(client, conversation, "reasons", reasons=["tone"], comment="rude")
+    restored, html, kept = restore(client, Conversation(), {"user": "ann", "conversation_id": "c1"})
+    assert [(turn.prompt, turn.answer, turn.rating) for turn in restored.turns] == [
+        ("one", ANSWER, None),
+        ("two", ANSWER, "down"),
+    ]
+    assert (restored.turns[1].reasons, restored.turns[1].comment) == (("tone",), "rude")
+    assert html.count('aria-pressed="true"') == 1
+    assert kept == {"user": "ann", "conversation_id": "c1"}
+
+
+def test_a_first_visit_gets_a_name_and_a_conversation(api: ScriptedApi, client: ApiClient) -> None:
+    fresh, html, kept = restore(client, Conversation(), None)
+    assert kept == {"user": fresh.user, "conversation_id": fresh.conversation_id}
+    assert kept["user"].startswith("web-")
+    assert "What can the desk do for you?" in html
+    assert api.requests == []
+
+
+def test_a_conversation_that_cannot_be_loaded_is_kept_and_says_so(api: ScriptedApi, client: ApiClient) -> None:
+    api.refuse["/c1"] = refusal("the store did not answer")
+    kept, html, _ = restore(client, Conversation(), {"user": "ann", "conversation_id": "c1"})
+    assert kept.conversation_id == "c1"
+    assert "The store did not answer." in html
+
+
+def test_frames_drop_what_comes_too_fast() -> None:
+    assert len(list(frames([None] * 1000, seconds=3600.0))) == 1
+    assert len(list(frames([None] * 5, seconds=0.0))) == 5

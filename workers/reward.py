@@ -1,0 +1,126 @@
+"""Trains the two reward models of a reward job: one that PPO climbs, and one that judges what PPO made.
+
+They see different prompts and start from different seeds, so that what fools one need not fool the other. The prompts
+of the `gate` split train neither; both are measured on them.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from rlhf_core.checkpoints import checkpoint_path, new_checkpoint_id, seal
+from rlhf_core.errors import TrainingError
+from rlhf_core.learning.reward_model import (
+    Progress as PartProgress,
+)
+from rlhf_core.learning.reward_model import (
+    PromptResponse,
+    RewardSettings,
+    TrainedReward,
+    evaluate,
+    save_reward,
+    train_reward_model,
+)
+from rlhf_core.preferences import Split, select_split
+from rlhf_core.records import Job, PreferencePair, RatedResponse
+from rlhf_core.settings import Settings
+from rlhf_core.store.policies import PolicyStore, finite
+from workers.judgements import standing_judgements
+from workers.progress import Progress
+from workers.stores import Stores
+
+LEAST_REFERENCE_ANSWERS = 32
+"""Rated answers of the supervised policy that suffice to normalise scores on."""
+
+Judgements = tuple[list[RatedResponse], list[PreferencePair]]
+
+
+class _Training(NamedTuple):
+    """What both trainings share."""
+
+    stores: Stores
+    settings: Settings
+    job: Job
+    judgements: Judgements
+    reference: str
+
+
+def train_reward(stores: Stores, settings: Settings, job: Job, progress: Progress) -> None:
+    """Run a reward job to its end. Raises TrainingError when the judgements teach nothing."""
+    if settings.train_threads:
+        torch.set_num_threads(settings.train_threads)
+    reference = stores.policies.reference()
+    if reference is None:
+        raise TrainingError("there is no supervised policy yet: the server publishes it at its first start")
+    judgements = standing_judgements(stores.feedback, settings.batches_path, job.batch_ids)
+    training = _Training(stores, settings, job, judgements, reference)
+    climbed, metrics = _train_one(training, "train", settings.seed, progress.part(0.05, 0.5, "reward model"))
+    judge, judge_metrics = _train_one(training, "judge", settings.seed + 1, progress.part(0.5, 0.95, "judge"))
+    metrics |= {f"judge_{name}": value for name, value in judge_metrics.items()}
+    progress("reward model", 0.98)
+    stores.policies.set_reward_checkpoint(
+        climbed,
+        metrics,
+        judge_checkpoint_id=judge,
+        batch_ids=job.batch_ids,
+        job_id=job.job_id,
+        fence=job.fence,
+    )
+    stores.jobs.finish(job.job_id, job.fence, "done", checkpoint_id=climbed, metrics=metrics)
+
+
+def _train_one(training: _Training, split: Split, seed: int, on_progress: PartProgress) -> tuple[str, dict[str, float]]:
+    """Train on one split, measure on the gate's, seal. Returns the checkpoint id and the metrics."""
+    settings, policies = training.settings, training.stores.policies
+    ratings, pairs = select_split(*training.judgements, split)
+    trained = train_reward_model(
+        checkpoint_path(settings.checkpoints_path, training.reference),
+        ratings,
+        pairs,
+        _reward_settings(settings),
+        seed,
+        on_progress,
+        reference_answers=_reference_answers(policies, ratings, training.reference),
+    )
+    held_out = evaluate(trained.model, *select_split(*training.judgements, "gate"))
+    metrics = finite({**trained.metrics, **held_out.as_metrics()})
+    return _seal(training, trained, metrics), metrics
+
+
+def _seal(training: _Training, trained: TrainedReward, metrics: dict[str, float]) -> str:
+    def write(directory: Path) -> None:
+        save_reward(trained.model, directory)
+
+    fields = {
+        "checkpoint_id": new_checkpoint_id("reward"),
+        "kind": "reward",
+        "created_at": time.time(),
+        "parent": training.reference,
+        "reference": training.reference,
+        "job_id": training.job.job_id,
+        "fence": training.job.fence,
+        "batch_ids": training.job.batch_ids,
+        "metrics": metrics,
+    }
+    return seal(training.settings.checkpoints_path, write, fields).checkpoint_id
+
+
+def _reward_settings(settings: Settings) -> RewardSettings:
+    return RewardSettings(
+        learning_rate=settings.reward_learning_rate,
+        epochs=settings.reward_epochs,
+        batch_size=settings.reward_batch_size,
+    )
+
+
+def _reference_answers(policies: PolicyStore, ratings: list[RatedResponse], reference: str) -> list[PromptResponse]:
+    """Rated answers of the supervised policy, which fix the zero and the unit of scores; none if too few."""
+    versions = {each.policy_version for each in policies.ledger() if each.checkpoint_id == reference}
+    answers: list[PromptResponse] = [
+        (each.prompt_token_ids, each.token_ids) for each in ratings if each.policy_version in versions
+    ]
+    return answers if len(answers) >= LEAST_REFERENCE_ANSWERS else []

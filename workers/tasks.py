@@ -1,0 +1,98 @@
+"""What the two tasks do, as plain functions: `look` decides whether something is due, `train` runs one job.
+
+A Celery message only rings; the job record is the truth. Both functions are safe to run twice, at any time, anywhere.
+No torch in this process: a training is a child process.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+
+from rlhf_core.records import Job, JobKind
+from rlhf_core.settings import Settings
+from rlhf_core.store.policies import RewardRecord
+from workers.collect import collect
+from workers.process import run_training
+from workers.stores import Stores
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2
+"""Between two looks."""
+RING_SECONDS = 10
+"""Between two rings for an attempt that does not begin."""
+RECENT_JOBS = 50
+
+Ring = Callable[[str], object]
+"""Takes a job id; puts a message into the training queue."""
+
+
+def look(stores: Stores, settings: Settings, ring: Ring, now: float) -> None:
+    """Start what is due: a reward model when enough feedback is unread, then a policy, one job at a time."""
+    if not stores.jobs.first_in("look", str(int(now // LOOK_SECONDS)), 10 * LOOK_SECONDS):
+        return
+    if stores.jobs.active() is not None:
+        ring_again(stores, ring, now)
+        return
+    if stores.feedback.unread() >= settings.reward_min_feedback:
+        collect(stores.interactions, stores.feedback, settings.batches_path, now)
+    job = due_job(stores, settings, now)
+    if job is not None and stores.jobs.create(job):
+        if job.kind == "policy":
+            stores.feedback.take_for_policy()
+        log.info("%s starts on %d batches", job.job_id, len(job.batch_ids))
+        ring(job.job_id)
+
+
+def ring_again(stores: Stores, ring: Ring, now: float) -> None:
+    """The active job has lost its process, or its message: ring, but not at every look."""
+    job = stores.jobs.lapsed()
+    if job is None:
+        return
+    bucket = f"{job.attempts}:{int(now // RING_SECONDS)}"
+    if stores.jobs.first_in(f"ring:{job.job_id}", bucket, 10 * RING_SECONDS):
+        ring(job.job_id)
+
+
+def due_job(stores: Stores, settings: Settings, now: float) -> Job | None:
+    """The job that should run now, not yet stored; None when all is learned."""
+    batch_ids = tuple(stores.feedback.batches())
+    if not batch_ids:
+        return None
+    tried = next((job for job in stores.jobs.recent(RECENT_JOBS) if job.kind == "reward"), None)
+    if tried is None or batch_ids[-1] not in tried.batch_ids:
+        return _new_job(stores, "reward", batch_ids, now)
+    learned = stores.policies.reward()
+    enough = stores.feedback.since_policy() >= settings.ppo_min_feedback
+    if enough and learned is not None and _covers(learned, batch_ids):
+        return _new_job(stores, "policy", batch_ids, now)
+    return None
+
+
+def train(stores: Stores, settings: Settings, job_id: str) -> None:
+    """Run a job in a child process until it ends, unless it runs elsewhere or has ended already."""
+    lapsed = stores.jobs.lapsed()
+    if lapsed is None or lapsed.job_id != job_id:
+        return
+    owner = uuid.uuid4().hex
+    status = run_training(job_id, owner, settings.train_threads)
+    # A child that was killed could not give its lease back; now nobody else has to wait for it.
+    stores.jobs.release(job_id, owner)
+    log.info("%s: its process ended with status %d", job_id, status)
+
+
+def _covers(learned: RewardRecord, batch_ids: tuple[str, ...]) -> bool:
+    """Whether the reward model has seen the newest batch: a policy never climbs a stale one."""
+    return learned.judge_checkpoint_id is not None and batch_ids[-1] in learned.batch_ids
+
+
+def _new_job(stores: Stores, kind: JobKind, batch_ids: tuple[str, ...], now: float) -> Job:
+    return Job(
+        job_id=f"{kind}-{uuid.uuid4().hex[:12]}",
+        kind=kind,
+        created_at=now,
+        batch_ids=batch_ids,
+        last_feedback_at=stores.feedback.last_feedback_at(),
+    )
