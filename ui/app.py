@@ -62,7 +62,7 @@ def create_app(client: ApiClient) -> gr.Blocks:
                 panels = dashboard_tab(TIMES)
         quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         ticking, shown = partial(tick, client), [strip, *panels.outputs]
-        app.load(partial(restore, client), [conversation, browser], [conversation, transcript, browser], **quiet)
+        app.load(partial(restore, client), [conversation, browser], [transcript, browser], **quiet)
         app.load(ticking, seen, shown, **quiet)
         gr.Timer(TICK_SECONDS).tick(ticking, seen, shown, **quiet)
     return app

@@ -54,6 +54,8 @@ class Conversation:
         self.turns = list(turns)
         self.notice = notice
         """One sentence above the first turn."""
+        self.ready = False
+        """Whether it is known what the API has stored of it."""
         self.stop = False
         """Set by the stop button, read by the stream between two events."""
         self.successor: Conversation | None = None
@@ -86,9 +88,8 @@ class Conversation:
         return [*told, Message("user", prompt)]
 
 
-def from_stored(stored: StoredConversation, user: str) -> Conversation:
-    turns = [_turn(item) for item in stored.interactions]
-    return Conversation(stored.conversation_id, user, turns)
+def turns_of(stored: StoredConversation) -> list[Turn]:
+    return [_turn(item) for item in stored.interactions]
 
 
 def _turn(item: StoredTurn) -> Turn:

@@ -22,7 +22,9 @@ def table(status: Status) -> str:
 
 
 def save_plot(status: Status, path: Path) -> None:
-    approval_figure(status.approval).savefig(path, dpi=120)
+    figure = approval_figure(status.approval)
+    figure.patch.set_alpha(1.0)
+    figure.savefig(path, dpi=120, facecolor="white")
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:

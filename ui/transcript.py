@@ -23,6 +23,7 @@ THUMB = (
     '<svg viewBox="0 0 24 24" width="18" height="18" aria-hidden="true"><path d="M7 10v10H4a1 1 0 0 1-1-1v-8a1 1 0 0 1 '
     '1-1h3zm2 0 4-7c1.4 0 2.5 1.1 2.5 2.5V9H20a2 2 0 0 1 2 2.3l-1.2 7A2 2 0 0 1 18.8 20H9z"/></svg>'
 )
+TYPING = '<span class="typing" aria-label="Answering"><i></i><i></i><i></i></span>'
 STATE_MARKS = {"cut": "cut at the length limit", "stopped": "stopped"}
 
 
@@ -30,7 +31,16 @@ def transcript_html(conversation: Conversation) -> str:
     turns = "".join(turn_html(turn, index) for index, turn in enumerate(conversation.turns))
     notice = f'<p class="notice">{escape(conversation.notice)}</p>' if conversation.notice else ""
     body = turns or ("" if notice else welcome_html())
-    return f'<div class="log" role="log" aria-label="Conversation" tabindex="0">{notice}{body}</div>'
+    return _log_html(notice + body)
+
+
+def loading_html() -> str:
+    """Until the page knows which conversation it shows."""
+    return _log_html(TYPING)
+
+
+def _log_html(body: str) -> str:
+    return f'<div class="log" role="log" aria-label="Conversation" tabindex="0">{body}</div>'
 
 
 def welcome_html() -> str:
@@ -61,7 +71,7 @@ def _answer_html(turn: Turn) -> str:
     if turn.answer:
         return markdown_html(turn.answer)
     if turn.state == "streaming":
-        return '<span class="typing" aria-label="Answering"><i></i><i></i><i></i></span>'
+        return TYPING
     return '<span class="none">No answer</span>'
 
 

@@ -7,6 +7,7 @@ environment, and one `celery -A workers.app beat`.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -18,8 +19,12 @@ from rlhf_core.settings import Settings, load_settings
 from workers import tasks
 from workers.stores import open_stores
 
-SOFT_SHUTDOWN_SECONDS = 5
+SOFT_SHUTDOWN_SECONDS = 3
 """How long a stopping worker waits for its tasks. A training is stopped, not waited for: its job goes on later."""
+
+
+TALKATIVE = ("celery.worker.strategy", "celery.worker.request", "celery.app.trace", "celery.beat")
+"""Loggers that would write three lines for each look."""
 
 
 def create_app(settings: Settings) -> Celery:
@@ -27,11 +32,11 @@ def create_app(settings: Settings) -> Celery:
     app = Celery("attune", broker=settings.resolved_broker_url)
     app.conf.update(_configuration(settings))
 
-    @app.task(name="attune.look", soft_time_limit=60, time_limit=90)
+    @app.task(name="attune.look", shared=False, soft_time_limit=60, time_limit=90)
     def look() -> None:
         tasks.look(stores, settings, train.delay, time.time())
 
-    @app.task(name="attune.train", acks_late=False)
+    @app.task(name="attune.train", shared=False, acks_late=False)
     def train(job_id: str) -> None:
         tasks.train(stores, settings, job_id)
 
@@ -88,10 +93,13 @@ def _configuration(settings: Settings) -> dict[str, object]:
 
 def _app_of_this_process() -> Celery:
     try:
-        return create_app(load_settings(os.environ))
+        settings = load_settings(os.environ)
     except SettingsError as error:
         print(f"attune worker: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return create_app(settings)
 
 
 app = _app_of_this_process()

@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 from rlhf_core.checkpoints import MANIFEST, checkpoint_path, new_checkpoint_id, seal
 from rlhf_core.errors import TrainingError
@@ -44,8 +40,6 @@ class Ingredients(NamedTuple):
 
 def train_policy(stores: Stores, settings: Settings, job: Job, progress: Progress) -> None:
     """Run a policy job to its end. Raises TrainingError when there is nothing to train from or on."""
-    if settings.train_threads:
-        torch.set_num_threads(settings.train_threads)
     start = gather(stores.policies)
     if start.live.job_id == job.job_id:
         # An earlier attempt was killed after it had published and before it could say so.
@@ -94,11 +88,7 @@ def train_candidate(stores: Stores, settings: Settings, job: Job, start: Ingredi
 def score_function(directory: Path) -> ScoreFunction:
     """Scores [B] of prompts with their responses, by the reward model in `directory`."""
     model = load_reward(directory)
-
-    def score_all(prompts: Sequence[tuple[int, ...]], responses: Sequence[tuple[int, ...]]) -> Tensor:
-        return score(model, list(zip(prompts, responses, strict=True)))
-
-    return score_all
+    return lambda prompts, responses: score(model, list(zip(prompts, responses, strict=True)))
 
 
 def ppo_settings(settings: Settings) -> PPOSettings:

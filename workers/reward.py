@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from rlhf_core.checkpoints import checkpoint_path, new_checkpoint_id, seal
 from rlhf_core.errors import TrainingError
 from rlhf_core.learning.reward_model import (
@@ -51,8 +49,6 @@ class _Training(NamedTuple):
 
 def train_reward(stores: Stores, settings: Settings, job: Job, progress: Progress) -> None:
     """Run a reward job to its end. Raises TrainingError when the judgements teach nothing."""
-    if settings.train_threads:
-        torch.set_num_threads(settings.train_threads)
     reference = stores.policies.reference()
     if reference is None:
         raise TrainingError("there is no supervised policy yet: the server publishes it at its first start")

@@ -7,14 +7,17 @@ No torch in this process: a training is a child process.
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Callable
 
+from rlhf_core.errors import StoreUnavailableError
 from rlhf_core.records import Job, JobKind
 from rlhf_core.settings import Settings
+from rlhf_core.store.jobs import JobStore
 from rlhf_core.store.policies import RewardRecord
 from workers.collect import collect
-from workers.process import run_training
+from workers.process import STOPPED, run_training
 from workers.stores import Stores
 
 log = logging.getLogger(__name__)
@@ -23,6 +26,9 @@ LOOK_SECONDS = 2
 """Between two looks."""
 RING_SECONDS = 10
 """Between two rings for an attempt that does not begin."""
+LEASE_SECONDS = 30.0
+HEARTBEAT_SECONDS = 10.0
+"""Between two renewals of the lease."""
 RECENT_JOBS = 50
 
 Ring = Callable[[str], object]
@@ -34,7 +40,9 @@ def look(stores: Stores, settings: Settings, ring: Ring, now: float) -> None:
     if not stores.jobs.first_in("look", str(int(now // LOOK_SECONDS)), 10 * LOOK_SECONDS):
         return
     if stores.jobs.active() is not None:
-        ring_again(stores, ring, now)
+        # A job that nobody holds has lost its process, or its message.
+        if (lapsed := stores.jobs.lapsed()) is not None:
+            ring_once(stores, lapsed, ring, now)
         return
     if stores.feedback.unread() >= settings.reward_min_feedback:
         collect(stores.interactions, stores.feedback, settings.batches_path, now)
@@ -43,14 +51,11 @@ def look(stores: Stores, settings: Settings, ring: Ring, now: float) -> None:
         if job.kind == "policy":
             stores.feedback.take_for_policy()
         log.info("%s starts on %d batches", job.job_id, len(job.batch_ids))
-        ring(job.job_id)
+        ring_once(stores, job, ring, now)
 
 
-def ring_again(stores: Stores, ring: Ring, now: float) -> None:
-    """The active job has lost its process, or its message: ring, but not at every look."""
-    job = stores.jobs.lapsed()
-    if job is None:
-        return
+def ring_once(stores: Stores, job: Job, ring: Ring, now: float) -> None:
+    """Ring for an attempt, but not at every look: its message may wait behind others."""
     bucket = f"{job.attempts}:{int(now // RING_SECONDS)}"
     if stores.jobs.first_in(f"ring:{job.job_id}", bucket, 10 * RING_SECONDS):
         ring(job.job_id)
@@ -73,14 +78,39 @@ def due_job(stores: Stores, settings: Settings, now: float) -> Job | None:
 
 def train(stores: Stores, settings: Settings, job_id: str) -> None:
     """Run a job in a child process until it ends, unless it runs elsewhere or has ended already."""
-    lapsed = stores.jobs.lapsed()
-    if lapsed is None or lapsed.job_id != job_id:
-        return
     owner = uuid.uuid4().hex
-    status = run_training(job_id, owner, settings.train_threads)
+    job = stores.jobs.claim(job_id, owner, LEASE_SECONDS)
+    if job is None:
+        return
+    status = run_training(
+        [job_id, owner, str(job.fence)],
+        settings.train_threads,
+        HEARTBEAT_SECONDS,
+        Heartbeat(stores.jobs, job, owner),
+    )
     # A child that was killed could not give its lease back; now nobody else has to wait for it.
-    stores.jobs.release(job_id, owner)
-    log.info("%s: its process ended with status %d", job_id, status)
+    stores.jobs.release(job_id, owner, stopped_on_purpose=status in STOPPED)
+    log.info("%s: attempt %d ended with status %d", job_id, job.fence, status)
+
+
+class Heartbeat:
+    """Called again and again while a job trains: renews its lease, and says whether it is still held."""
+
+    def __init__(self, jobs: JobStore, job: Job, owner: str) -> None:
+        self._jobs = jobs
+        self._job = job
+        self._owner = owner
+        self._renewed = time.monotonic()
+
+    def __call__(self) -> bool:
+        try:
+            kept = self._jobs.extend(self._job.job_id, self._owner, self._job.fence, LEASE_SECONDS)
+            # The child's last write gives the lease back: what is no longer running may end in peace.
+            kept = kept or self._jobs.get(self._job.job_id).state != "running"
+        except StoreUnavailableError:
+            return time.monotonic() - self._renewed < LEASE_SECONDS
+        self._renewed = time.monotonic()
+        return kept
 
 
 def _covers(learned: RewardRecord, batch_ids: tuple[str, ...]) -> bool:

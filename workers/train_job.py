@@ -1,7 +1,8 @@
-"""One training, in a process of its own: claim the job, keep its lease alive, train, write down how it ended.
+"""One training, in a process of its own: train, and write down how it ended.
 
-Usage: python -m workers.train_job JOB_ID OWNER PARENT_PID. Exit status 0: the job has ended, well or not; 1: this
-attempt failed and another may follow; 3: the lease was lost, or someone else holds it; 143: stopped from outside.
+Usage: python -m workers.train_job JOB_ID OWNER FENCE PARENT_PID, by the worker that holds the job's lease as OWNER.
+Exit status 0: the job has ended, well or not; 1: this attempt failed and another may follow; 3: another attempt has
+taken over; 143: stopped from outside.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from types import FrameType
@@ -27,29 +27,24 @@ from workers.stores import Stores, open_stores
 
 log = logging.getLogger("workers.train_job")
 
-LEASE_SECONDS = 30.0
-HEARTBEAT_SECONDS = 10.0
 LOST = 3
 """Exit status of a process that may not write any more."""
 ABANDONED_SECONDS = 86_400.0
 
 
 def main(arguments: list[str]) -> int:
-    job_id, owner, parent = arguments
+    job_id, owner, fence, parent = arguments
     settle_as_child(int(parent))
+    signal.signal(signal.SIGTERM, _stop)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     settings = load_settings(os.environ)
     stores = open_stores(settings)
-    job = stores.jobs.claim(job_id, owner, LEASE_SECONDS)
-    if job is None:
-        return LOST
-    signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=keep_lease, args=(stores.jobs, job, owner), daemon=True).start()
     try:
-        return attempt(stores, settings, job)
+        job = stores.jobs.get(job_id)
+        return attempt(stores, settings, job) if job.fence == int(fence) else LOST
     except SystemExit:
         with contextlib.suppress(StoreUnavailableError):
-            stores.jobs.release(job.job_id, owner, stopped_on_purpose=True)
+            stores.jobs.release(job_id, owner, stopped_on_purpose=True)
         raise
 
 
@@ -73,26 +68,8 @@ def attempt(stores: Stores, settings: Settings, job: Job) -> int:
     return 0
 
 
-def keep_lease(jobs: JobStore, job: Job, owner: str) -> None:
-    """Renew the lease until the process ends, and end the process when the lease is lost."""
-    renewed = time.monotonic()
-    while True:
-        time.sleep(HEARTBEAT_SECONDS)
-        try:
-            if jobs.extend(job.job_id, owner, job.fence, LEASE_SECONDS):
-                renewed = time.monotonic()
-                continue
-            if jobs.get(job.job_id).state != "running":
-                return
-        except StoreUnavailableError:
-            if time.monotonic() - renewed < LEASE_SECONDS:
-                continue
-        log.error("%s: the lease is lost, this attempt ends", job.job_id)
-        os._exit(LOST)
-
-
 def _train(stores: Stores, settings: Settings, job: Job) -> None:
-    """The imports are here, because they load torch: a job that cannot be claimed never waits for that."""
+    """The imports are here, because they load torch: what needs no training never waits for that."""
     progress = Progress(stores.jobs, job)
     progress("starting", 0.0)
     if job.kind == "reward":

@@ -1,9 +1,10 @@
-"""Builds the bundled desk model: demonstrations, tokenizer, weights, evaluation, manifest. This is what `make desk` runs.
+"""Builds the bundled desk model: demonstrations, tokenizer, weights, evaluation, manifest. This is what `make
+desk` runs.
 
     python -m rlhf_core.desk.build [--out DIR] [--seed N] [--recipe shipped|tiny]
 
-The result is a plain `transformers` directory plus `desk.json`. It is written aside and moved into place whole. The same
-seed, number of threads and torch version give the same weights.
+The result is a plain `transformers` directory plus `desk.json`. It is written aside and moved into place whole.
+The same seed, number of threads and torch version give the same weights.
 """
 
 import argparse
@@ -86,7 +87,8 @@ def build_desk(recipe: DeskRecipe, out: Path, *, say: Say) -> DeskManifest:
 
 
 def new_model(recipe: DeskRecipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """A Llama of the recipe's size with fresh weights from torch's current random state, and heads that already copy."""
+    """A Llama of the recipe's size with fresh weights from torch's current random state, and heads that already
+    copy."""
     config = LlamaConfig(
         vocab_size=recipe.vocab_size,
         hidden_size=recipe.hidden_size,
@@ -121,8 +123,8 @@ def answer_prompts(
 ) -> Answers:
     """Sample one answer to each prompt with `generate()`, from the whole distribution at `temperature`.
 
-    Prompts of similar length share a batch, padded on the left. Reseeds torch's global generator, which is the only one
-    `generate()` draws from.
+    Prompts of similar length share a batch, padded on the left. Reseeds torch's global generator, which is the
+    only one `generate()` draws from.
     """
     torch.manual_seed(seed)
     conversations = [[{"role": m.role, "content": m.content} for m in prompt.messages] for prompt in prompts]
@@ -208,7 +210,7 @@ def _manifest(
         losses=_curve(result.losses),
         quality=msgspec.to_builtins(quality),
         samples=tuple(DeskSample(prompt.messages[-1].content, text) for prompt, text in shown),
-        versions={"torch": torch.__version__, "transformers": transformers.__version__},
+        versions={"torch": str(torch.__version__), "transformers": transformers.__version__},
     )
 
 

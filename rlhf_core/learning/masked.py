@@ -1,7 +1,7 @@
 """Means, variances and whitening over the tokens that count.
 
-Every mask here is a `response_mask`: True means the token counts. A mask that selects nothing has no mean, so it is refused
-rather than answered with a zero that would look like a measurement.
+Every mask here is a `response_mask`: True means the token counts. A mask that selects nothing has no mean, so it
+is refused rather than answered with a zero that would look like a measurement.
 """
 
 import torch
@@ -28,8 +28,9 @@ def masked_var(values: Tensor, response_mask: Tensor) -> Tensor:
 def masked_whiten(values: Tensor, response_mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     """`values` [B, R] scaled to unit population variance over the True entries; zero elsewhere.
 
-    With `shift_mean` the result has mean zero: what advantages want. Without it the original mean is kept and only the spread
-    around it is scaled: what rewards want, because a shifted reward would pay for, or fine, mere length.
+    With `shift_mean` the result has mean zero: what advantages want. Without it the original mean is kept and
+    only the spread around it is scaled: what rewards want, because a shifted reward would pay for, or fine, mere
+    length.
     """
     mean = masked_mean(values, response_mask)
     whitened = (values - mean) * torch.rsqrt(masked_var(values, response_mask) + WHITEN_EPSILON)
@@ -40,9 +41,7 @@ def masked_whiten(values: Tensor, response_mask: Tensor, *, shift_mean: bool = T
 
 def _count(values: Tensor, response_mask: Tensor) -> Tensor:
     if values.shape != response_mask.shape:
-        raise ValueError(
-            f"values {tuple(values.shape)} and mask {tuple(response_mask.shape)} differ in shape"
-        )
+        raise ValueError(f"values {tuple(values.shape)} and mask {tuple(response_mask.shape)} differ in shape")
     if response_mask.dtype != torch.bool:
         raise ValueError(f"a response mask is boolean, not {response_mask.dtype}")
     count = response_mask.sum()

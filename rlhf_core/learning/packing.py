@@ -1,7 +1,8 @@
 """Several documents in one row, so that a batch holds no padding to speak of.
 
-A packed row is exact: positions restart at each document and attention never crosses from one into another, so every token's
-logprob equals the one it has alone in its row. Documents are opaque here; only lengths and weights matter.
+A packed row is exact: positions restart at each document and attention never crosses from one into another, so
+every token's logprob equals the one it has alone in its row. Documents are opaque here; only lengths and weights
+matter.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,21 +1,18 @@
 """How well a reward model predicts judgements it has not seen, beside the rules it must beat."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import msgspec
 import torch
 from torch import Tensor
 
-from rlhf_core.models.heads import RewardModel
+from rlhf_core.models.heads import AnswerBatch, PromptResponse, RewardModel
 from rlhf_core.records import PreferencePair, RatedResponse
 from rlhf_core.wilson import wilson_interval
 
-SCORED_TOGETHER = 32
+READ_TOGETHER = 32
 """Answers per forward pass when nothing is learned."""
-
-PromptResponse = tuple[Sequence[int], Sequence[int]]
-"""Token ids of a prompt and of its response, end token included."""
 
 
 class RewardEvaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,29 +41,44 @@ class RewardEvaluation(msgspec.Struct, frozen=True, kw_only=True):
         return {name: float(getattr(self, name)) for name in self.__struct_fields__}
 
 
-@torch.inference_mode()
-def score(model: RewardModel, prompts_and_responses: Sequence[PromptResponse]) -> Tensor:
-    """Normalised scores [B] in the order given, float32, on the CPU.
+def score(model: RewardModel, answers: Sequence[PromptResponse]) -> Tensor:
+    """Normalised scores [B] of prompts with responses, in the order given, float32, on the CPU.
 
-    Answers of similar length share a forward pass. Raises ValueError for an answer without any token.
+    Raises ValueError for an empty prompt or response.
     """
-    rows = [[*prompt, *response] for prompt, response in prompts_and_responses]
-    scores = torch.zeros(len(rows))
-    order = iter(sorted(range(len(rows)), key=lambda at: len(rows[at])))
-    while part := list(islice(order, SCORED_TOGETHER)):
-        scores[part] = model(*pad_right([rows[at] for at in part], model.device)).cpu()
-    return scores
+    return _in_groups(model.forward, model.device, answers, ())
 
 
-def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows as `input_ids` [B, T] and `lengths` [B]. What fills up a row is never read, so any id does."""
-    if not all(rows):
-        raise ValueError("a row without tokens has no last token to score")
-    lengths = torch.tensor([len(row) for row in rows])
-    input_ids = torch.zeros((len(rows), int(lengths.max())), dtype=torch.long)
-    for at, row in enumerate(rows):
-        input_ids[at, : len(row)] = torch.tensor(row)
-    return input_ids.to(device), lengths.to(device)
+def features(model: RewardModel, answers: Sequence[PromptResponse]) -> Tensor:
+    """What the head reads of each answer, [B, 2 D], in the order given, float32, on the CPU."""
+    return _in_groups(model.features, model.device, answers, (model.head.in_features,))
+
+
+@torch.no_grad()
+def _in_groups(
+    read: Callable[[AnswerBatch], Tensor],
+    device: torch.device,
+    answers: Sequence[PromptResponse],
+    shape: tuple[int, ...],
+) -> Tensor:
+    """One reading [*shape] per answer; answers of similar length share a forward pass."""
+    readings = torch.zeros((len(answers), *shape))
+    order = iter(sorted(range(len(answers)), key=lambda at: len(answers[at][0]) + len(answers[at][1])))
+    while part := list(islice(order, READ_TOGETHER)):
+        readings[part] = read(AnswerBatch.of([answers[at] for at in part], device)).cpu()
+    return readings
+
+
+def answers_of(ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair]) -> list[PromptResponse]:
+    """Rated, chosen and rejected responses with their prompts, in that order."""
+    rated = [(each.prompt_token_ids, each.token_ids) for each in ratings]
+    chosen = [(each.prompt_token_ids, each.chosen_token_ids) for each in pairs]
+    return [*rated, *chosen, *((each.prompt_token_ids, each.rejected_token_ids) for each in pairs)]
+
+
+def is_up(ratings: Sequence[RatedResponse]) -> Tensor:
+    """[N] bool, True for a thumb up."""
+    return torch.tensor([each.value == "up" for each in ratings], dtype=torch.bool)
 
 
 def evaluate(
@@ -75,12 +87,13 @@ def evaluate(
     """Predict held-out judgements: a thumb is up when P(up) > 0.5, the higher score is chosen, equal scores
     count half.
     """
-    rated, chosen, rejected = score_judgements(model, ratings, pairs)
+    answers = answers_of(ratings, pairs)
+    scores = score(model, answers)
+    rated, chosen, rejected = scores.split([len(ratings), len(pairs), len(pairs)])
     thumbs = _thumb_hits(model, rated, ratings)
     choices = float(((chosen > rejected).double() + (chosen == rejected).double() / 2).sum())
     n = len(ratings) + len(pairs)
     low, high = wilson_interval(thumbs + choices, n)
-    lengths = [len(tokens) for tokens in _responses(ratings, pairs)]
     return RewardEvaluation(
         accuracy=_share(thumbs + choices, n),
         low=low,
@@ -92,31 +105,14 @@ def evaluate(
         n_pairs=len(pairs),
         length_accuracy=_share(model.baselines.length_hits(ratings, pairs), n),
         majority_accuracy=_share(model.baselines.majority_hits(ratings, pairs), n),
-        length_correlation=_correlation(torch.cat([rated, chosen, rejected]), torch.tensor(lengths)),
+        length_correlation=_correlation(scores, torch.tensor([len(response) for _, response in answers])),
     )
 
 
-def score_judgements(
-    model: RewardModel, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of rated [N], chosen [P] and rejected [P] responses, from one sweep over all of them."""
-    answers: list[PromptResponse] = [(each.prompt_token_ids, each.token_ids) for each in ratings]
-    answers += [(each.prompt_token_ids, each.chosen_token_ids) for each in pairs]
-    answers += [(each.prompt_token_ids, each.rejected_token_ids) for each in pairs]
-    rated, chosen, rejected = score(model, answers).split([len(ratings), len(pairs), len(pairs)])
-    return rated, chosen, rejected
-
-
 def _thumb_hits(model: RewardModel, scores: Tensor, ratings: Sequence[RatedResponse]) -> int:
-    with torch.inference_mode():
+    with torch.no_grad():
         predicted_up = model.approval(scores.to(model.device)).cpu() > 0.5
-    up = torch.tensor([each.value == "up" for each in ratings], dtype=torch.bool)
-    return int((predicted_up == up).sum())
-
-
-def _responses(ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair]) -> list[tuple[int, ...]]:
-    rated = [each.token_ids for each in ratings]
-    return rated + [each.chosen_token_ids for each in pairs] + [each.rejected_token_ids for each in pairs]
+    return int((predicted_up == is_up(ratings)).sum())
 
 
 def _share(hits: float, n: int) -> float:

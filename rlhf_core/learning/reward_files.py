@@ -47,8 +47,8 @@ def save_reward(model: RewardModel, directory: Path) -> None:
         baselines=model.baselines,
         gain=float(model.gain),
         bias=float(model.bias),
-        alpha=float(model.log_alpha.exp()),
-        threshold=float(model.threshold),
+        alpha=float(model.log_alpha.detach().exp()),
+        threshold=float(model.threshold.detach()),
         settings=model.fit_settings,
         parameters=sum(each.numel() for each in model.parameters()),
     )

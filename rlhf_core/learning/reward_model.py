@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf_core.baselines import fit_baselines
 from rlhf_core.errors import ModelError, TrainingError
@@ -30,10 +30,11 @@ from rlhf_core.learning.preference_losses import (
     pair_losses,
     thumb_losses,
 )
-from rlhf_core.learning.reward_evaluation import PromptResponse, evaluate, pad_right, score
+from rlhf_core.learning.reward_evaluation import answers_of, evaluate, features, is_up, score
 from rlhf_core.learning.reward_files import load_reward, save_reward
+from rlhf_core.learning.reward_head import Features, solve_head
 from rlhf_core.learning.reward_settings import RewardSettings
-from rlhf_core.models.heads import RewardModel
+from rlhf_core.models.heads import AnswerBatch, PromptResponse, RewardModel
 from rlhf_core.records import PreferencePair, RatedResponse
 
 __all__ = [
@@ -51,8 +52,7 @@ __all__ = [
 ]
 
 WINDOW_BATCHES = 4
-"""Batches are cut from shuffled windows of this many, sorted by length: little padding, still a random order.
-"""
+"""Batches are cut from shuffled windows of this many, sorted by length: little padding, and a random order."""
 LEAST_SPREAD = 1e-6
 """A standard deviation of scores below this is no preference at all."""
 
@@ -91,14 +91,14 @@ def train_reward_model(
     model = RewardModel(load_trunk(trunk_dir), torch.Generator().manual_seed(seed)).to(device)
     model.baselines = fit_baselines(ratings, pairs)
     model.fit_settings = {**msgspec.to_builtins(settings), "seed": seed}
+    _solve_head(model, ratings, pairs, settings)
     losses = _fit(model, [*ratings, *pairs], settings, random.Random(f"reward model {seed}"), on_progress)
-    _normalise(model, reference_answers or _answers(ratings, pairs))
+    _normalise(model, reference_answers or answers_of(ratings, pairs))
     metrics = {
-        "loss_first": losses[0],
-        "loss_last": sum(losses[-10:]) / len(losses[-10:]),
         "steps": float(len(losses)),
-        "alpha": float(model.log_alpha.exp()),
-        "threshold": float(model.threshold),
+        "loss": sum(losses[-10:]) / len(losses[-10:]) if losses else 0.0,
+        "alpha": float(model.log_alpha.detach().exp()),
+        "threshold": float(model.threshold.detach()),
         "n_ratings": float(len(ratings)),
         "n_pairs": float(len(pairs)),
         "train_accuracy": evaluate(model, ratings, pairs).accuracy,
@@ -109,7 +109,7 @@ def train_reward_model(
 def load_trunk(directory: Path) -> PreTrainedModel:
     """The policy in `directory` without its LM head, float32, dropout off. Raises ModelError."""
     try:
-        trunk: PreTrainedModel = AutoModel.from_pretrained(
+        policy = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=torch.float32,
             local_files_only=True,
@@ -118,7 +118,31 @@ def load_trunk(directory: Path) -> PreTrainedModel:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{directory} holds no model that a reward model can start from: {error}") from None
+    trunk: PreTrainedModel = policy.base_model
     return trunk.eval()
+
+
+@torch.no_grad()
+def _solve_head(
+    model: RewardModel,
+    ratings: Sequence[RatedResponse],
+    pairs: Sequence[PreferencePair],
+    settings: RewardSettings,
+) -> None:
+    rated, chosen, rejected = features(model, answers_of(ratings, pairs)).split(
+        [len(ratings), len(pairs), len(pairs)]
+    )
+    with torch.enable_grad():
+        solution = solve_head(
+            Features(rated, is_up(ratings), chosen, rejected),
+            ridge=settings.ridge,
+            label_smoothing=settings.label_smoothing,
+            thumbs_weight=settings.thumbs_weight,
+        )
+    model.head.weight.copy_(solution.weight[None])
+    model.head.bias.fill_(float(solution.bias))
+    model.log_alpha.copy_(solution.log_alpha)
+    model.threshold.copy_(solution.threshold)
 
 
 def _fit(
@@ -128,9 +152,7 @@ def _fit(
     shuffle: random.Random,
     on_progress: Progress | None,
 ) -> list[float]:
-    """Train in place; returns the loss of each step. Dropout stays off: the data are few and the passes are
-    several.
-    """
+    """Train in place; returns the loss of each step. Dropout stays off, as when the model scores."""
     optimizer, peaks = _optimizer(model, settings)
     batches = list(_batches(judgements, settings, shuffle))
     losses = []
@@ -138,13 +160,13 @@ def _fit(
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * _schedule(step, len(batches), settings.warmup_share)
         loss = preference_loss(model, batch, settings, total=len(judgements))
-        if not math.isfinite(float(loss)):
-            raise TrainingError(f"reward model, step {step + 1} of {len(batches)}: the loss is {float(loss)}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm, error_if_nonfinite=True)
+        norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm))
+        if not (math.isfinite(loss.item()) and math.isfinite(norm)):
+            raise TrainingError(f"reward model, step {step + 1}: loss {loss.item()}, gradient norm {norm}")
         optimizer.step()
-        losses.append(float(loss.detach()))
+        losses.append(loss.item())
         if on_progress is not None:
             on_progress("reward model", (step + 1) / len(batches))
     return losses
@@ -158,10 +180,9 @@ def preference_loss(
     """
     ratings = [each for each in judgements if isinstance(each, RatedResponse)]
     pairs = [each for each in judgements if isinstance(each, PreferencePair)]
-    rows = [[*prompt, *response] for prompt, response in _answers(ratings, pairs)]
-    scores = model(*pad_right(rows, model.device))
+    scores = model(AnswerBatch.of(answers_of(ratings, pairs), model.device))
     rated, chosen, rejected = scores.split([len(ratings), len(pairs), len(pairs)])
-    up = torch.tensor([each.value == "up" for each in ratings], dtype=torch.bool, device=scores.device)
+    up = is_up(ratings).to(model.device)
     thumbs = thumb_losses(rated, up, model.log_alpha, model.threshold, settings.label_smoothing).sum()
     choices = pair_losses(chosen, rejected, settings.label_smoothing).sum()
     weight = len(pairs) + settings.thumbs_weight * len(ratings)
@@ -176,9 +197,8 @@ def preference_loss(
 def _batches(
     judgements: Sequence[Judgement], settings: RewardSettings, shuffle: random.Random
 ) -> Iterator[Sequence[Judgement]]:
-    """The batches of all epochs, in order. Few judgements get more epochs, up to `least_steps`."""
-    per_epoch = math.ceil(len(judgements) / settings.batch_size)
-    for _ in range(max(settings.epochs, math.ceil(settings.least_steps / per_epoch))):
+    """The batches of all epochs, in order."""
+    for _ in range(settings.epochs):
         epoch = [
             batch
             for window in _cut(
@@ -226,13 +246,6 @@ def _normalise(model: RewardModel, answers: Sequence[PromptResponse]) -> None:
             f"the reward model scores {len(scores)} reference answers alike (standard deviation {std})"
         )
     model.normalise(float(scores.mean()), std)
-
-
-def _answers(ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair]) -> list[PromptResponse]:
-    """Rated, chosen and rejected responses with their prompts, in that order."""
-    rated = [(each.prompt_token_ids, each.token_ids) for each in ratings]
-    chosen = [(each.prompt_token_ids, each.chosen_token_ids) for each in pairs]
-    return [*rated, *chosen, *((each.prompt_token_ids, each.rejected_token_ids) for each in pairs)]
 
 
 def _check_something_to_learn(ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair]) -> None:

@@ -14,22 +14,22 @@ Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
 
 
 class RewardSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How a reward model is fitted. The defaults were chosen on held-out thumbs, 60 to 480 training thumbs,
-    small policy.
+    """How a reward model is fitted: first the head alone, to its optimum, then everything for `epochs`
+    passes.
     """
 
-    learning_rate: Positive = 3e-4
+    ridge: Positive = 3.0
+    """Pull of the head's weights to 0 while the head is solved for. More trusts each judgement less."""
+    epochs: Annotated[int, Meta(ge=0)] = 3
+    """Passes over the judgements in which the trunk learns too. 0 leaves the trunk as the policy has it."""
+    learning_rate: Positive = 2e-4
     """AdamW learning rate of the trunk at its peak; warms up, then falls linearly to 0. Large models want
-    1e-5 or less.
+    1e-5.
     """
-    head_learning_rate: Positive = 3e-3
-    """The same of the scalar head and of the thumbs' slope and threshold, which start from nothing."""
-    epochs: Count = 3
-    """Passes over the judgements, when there are many."""
-    least_steps: Annotated[int, Meta(ge=0)] = 60
-    """Optimizer steps at least: few judgements are passed over more often."""
-    batch_size: Count = 32
-    """Judgements per optimizer step; a pair is one judgement and two answers."""
+    head_learning_rate: Positive = 2e-4
+    """The same of the scalar head and of the thumbs' slope and threshold."""
+    batch_size: Count = 16
+    """Judgements per optimizer step; a pair is one judgement and two responses."""
     label_smoothing: Annotated[float, Meta(ge=0.0, lt=0.5)] = 0.05
     """Share of judgements taken to be slips. More makes scores shyer and disagreement cheaper."""
     thumbs_weight: NonNegative = 1.0

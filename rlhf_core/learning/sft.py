@@ -1,8 +1,9 @@
 """Supervised fine-tuning: teach a causal model the responses people demonstrated.
 
-Contract: every assistant turn of a conversation is a target, its end token included; padding and prompts are not (unless the
-settings give prompts a weight); the loss is normalised by the weight of the whole accumulation window, so cutting a minibatch
-into microbatches changes no gradient. Knows nothing of the desk, of checkpoints or of logging: progress goes to a callback.
+Contract: every assistant turn of a conversation is a target, its end token included; padding and prompts are not
+(unless the settings give prompts a weight); the loss is normalised by the weight of the whole accumulation
+window, so cutting a minibatch into microbatches changes no gradient. Knows nothing of the desk, of checkpoints or
+of logging: progress goes to a callback.
 """
 
 import math
@@ -18,7 +19,8 @@ from rlhf_core.errors import TrainingError
 from rlhf_core.learning.packing import PackedBatch, collate, pack_first_fit
 from rlhf_core.learning.sft_settings import SftSettings
 
-# Rows are packed within windows of this many shuffled examples: large enough to fill rows, small enough to stay shuffled.
+# Rows are packed within windows of this many shuffled examples: large enough to fill rows, small enough to stay
+# shuffled.
 PACKING_WINDOW = 512
 
 Conversation = Sequence[Mapping[str, str]]
@@ -60,20 +62,18 @@ OnProgress = Callable[[SftProgress], None]
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> SftExample:
     """Tokenise a conversation and mark its assistant turns, by rendering growing prefixes with the chat template.
 
-    A prefix's token ids must begin the longer one's; a template or tokenizer for which that fails would train on tokens the
-    served model never sees, so TrainingError names the turn. Conversations without an assistant turn are refused too.
+    A prefix's token ids must begin the longer one's; a template or tokenizer for which that fails would train on
+    tokens the served model never sees, so TrainingError names the turn. Conversations without an assistant turn
+    are refused too.
     """
     return encode_conversations(tokenizer, [messages])[0]
 
 
-def encode_conversations(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]
-) -> list[SftExample]:
-    """`encode_conversation` for many at once: one call of the tokenizer for all prefixes, which is much faster."""
+def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) ->
+list[SftExample]: """`encode_conversation` for many at once: one call of the tokenizer for all prefixes, which is
+much faster."""
     texts = [text for messages in conversations for text in _prefixes(tokenizer, messages)]
-    encoded = (
-        iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]) if texts else iter(())
-    )
+    encoded = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]) if texts else iter(())
     return [_mark_responses(messages, encoded) for messages in conversations]
 
 
@@ -137,9 +137,9 @@ def train_supervised(
 ) -> SftResult:
     """Train `model` in place on `examples` and return the curve.
 
-    L = - sum_t w_t log pi(y_t | y_<t) / sum_t w_t over each minibatch (design/algorithms.md, 2.1), AdamW, linear warmup and
-    cosine decay. Raises TrainingError on the first loss or gradient that is not finite; the weights are then unchanged
-    by that minibatch.
+    L = - sum_t w_t log pi(y_t | y_<t) / sum_t w_t over each minibatch (design/algorithms.md, 2.1), AdamW, linear
+    warmup and cosine decay. Raises TrainingError on the first loss or gradient that is not finite; the weights
+    are then unchanged by that minibatch.
     """
     minibatches = plan_minibatches(examples, settings)
     optimizer = build_optimizer(model, settings)
@@ -167,7 +167,8 @@ def train_supervised(
 def plan_minibatches(examples: Sequence[SftExample], settings: SftSettings) -> list[list[list[SftExample]]]:
     """Minibatches of rows of examples for the whole run, decided by `settings.seed` alone.
 
-    Each epoch shuffles the examples, packs them window by window and shuffles the rows, so long ones do not travel together.
+    Each epoch shuffles the examples, packs them window by window and shuffles the rows, so long ones do not
+    travel together.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     minibatches: list[list[list[SftExample]]] = []
@@ -194,8 +195,8 @@ def accumulate_gradients(
 ) -> float:
     """Add the gradient of one minibatch's loss to the parameters and return the mean response loss in nats.
 
-    The divisor is the weight of the whole minibatch, known before the first backward pass: a mean per microbatch would give
-    tokens in sparse microbatches more say than others.
+    The divisor is the weight of the whole minibatch, known before the first backward pass: a mean per microbatch
+    would give tokens in sparse microbatches more say than others.
     """
     size = settings.rows_per_microbatch
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -226,6 +227,5 @@ def build_optimizer(model: PreTrainedModel, settings: SftSettings) -> torch.opti
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.adam_eps, fused=True
-    )
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.adam_eps,
+    fused=True)

@@ -1,4 +1,5 @@
-"""What can be turned in supervised fine-tuning. Free of torch, so a recipe or a process that only passes it on can read it."""
+"""What can be turned in supervised fine-tuning. Free of torch, so a recipe or a process that only passes it on
+can read it."""
 
 import msgspec
 
@@ -9,7 +10,8 @@ class SftSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Constants of one supervised run. The defaults fine-tune an existing model with full weights."""
 
     learning_rate: float = 1e-5
-    """Peak of the schedule. About 1e-5 for full weights, 1e-4 for LoRA, 1e-3 when a small model starts from nothing."""
+    """Peak of the schedule. About 1e-5 for full weights, 1e-4 for LoRA, 1e-3 when a small model starts from
+    nothing."""
     warmup_share: float = 0.03
     """Share of the minibatches over which the learning rate climbs from zero; a cosine down to zero follows."""
     weight_decay: float = 0.01
@@ -29,8 +31,9 @@ class SftSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rows_per_microbatch: int = 16
     """Packed rows in one backward pass. Changes memory and speed, not the gradient."""
     prompt_weight: float = 0.0
-    """Weight of a prompt token's loss against a response token's 1. Zero when the model already knows the language. From
-    scratch a little of it (0.1 to 0.3) also teaches how people write, which is what later answers are read off from."""
+    """Weight of a prompt token's loss against a response token's 1. Zero when the model already knows the
+    language. From scratch a little of it (0.1 to 0.3) also teaches how people write, which is what later answers
+    are read off from."""
     seed: int = 0
     """Orders the examples."""
 

@@ -159,7 +159,7 @@ def test_a_new_conversation_starts_empty_and_stays_after_a_reload(page: Page) ->
 
 
 def test_an_example_prompt_is_sent_and_an_empty_message_is_not(page: Page) -> None:
-    page.get_by_role("button", name="Send").click()
+    page.get_by_role("button", name="Send", exact=True).click()
     page.get_by_role("button", name="How do I reset my router?").click()
     expect(page.locator("#transcript .said")).to_have_text("How do I reset my router?")
     expect(page.get_by_label("Good response")).to_be_visible(timeout=30_000)
@@ -182,6 +182,6 @@ def lonely(watched: Watched, tmp_path: Path) -> Iterator[Page]:
 def test_without_the_api_the_page_says_so_and_gives_the_message_back(lonely: Page) -> None:
     expect(lonely.locator("#strip")).to_contain_text("API not reachable, retrying")
     lonely.get_by_placeholder("Write a message").fill("hello")
-    lonely.get_by_role("button", name="Send").click()
+    lonely.get_by_role("button", name="Send", exact=True).click()
     expect(lonely.locator("#transcript .note")).to_contain_text("is not reachable.")
     expect(lonely.get_by_placeholder("Write a message")).to_have_value("hello")

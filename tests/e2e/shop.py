@@ -41,7 +41,7 @@ def build(directory: Path) -> Path:
         ]
         for question in questions(1) * 4
     ]
-    tokenizer = train_tokenizer((turn["content"] for talk in conversations for turn in talk), 512, 256)
+    tokenizer = train_tokenizer((turn["content"] for talk in conversations for turn in talk), 1536, 256)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModel
 
 from rlhf_core.gate import answer, count_wins, evaluate_candidate, mean_ref_kl, repeats_itself
 from rlhf_core.gate_rules import INSUFFICIENT, GateSettings
+from rlhf_core.learning.reward_evaluation import features
 from rlhf_core.learning.rollouts import SampledResponse
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.models.load import LoadedPolicy
@@ -40,15 +40,14 @@ def preferring(policy: LoadedPolicy, token_id: int, by: float) -> LoadedPolicy:
 @pytest.fixture(scope="module")
 def judge(tiny_policy: LoadedPolicy) -> RewardModel:
     """A reward model whose head was solved to like answers that end in LIKED, without any training."""
-    torch.manual_seed(0)
-    trunk = AutoModel.from_config(tiny_policy.model.config).eval()
-    model = RewardModel(trunk)
+    trunk = copy.deepcopy(tiny_policy.model).base_model
+    model = RewardModel(trunk).eval()
+    answers = [(prompt, (last,)) for prompt in PROMPTS for last in (LIKED, 150, 200, 250)]
+    read = features(model, answers)
+    liked = torch.tensor([1.0 if response == (LIKED,) else -1.0 for _, response in answers])
     with torch.no_grad():
-        rows = torch.tensor([[10 + at, 3, 4, last] for at in range(12) for last in (LIKED, 150, 200, 250)])
-        hidden = trunk(input_ids=rows).last_hidden_state[:, -1]
-        liked = torch.where(rows[:, -1] == LIKED, 1.0, -1.0)
-        model.head.weight.copy_(torch.linalg.lstsq(hidden, liked[:, None]).solution.T)
-    return model.eval()
+        model.head.weight.copy_(torch.linalg.lstsq(read, liked[:, None], driver="gelsd").solution.T)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,9 @@ def judge(tiny_policy: LoadedPolicy) -> RewardModel:
         ((1, 2, 3, 4, 9, 1, 2, 3, 4, 8, 1, 2, 3, 4), True),
     ],
 )
-def test_an_answer_repeats_itself_when_four_tokens_come_a_third_time(token_ids: tuple[int, ...], repeats: bool) -> None:
+def test_an_answer_repeats_itself_when_four_tokens_come_a_third_time(
+    token_ids: tuple[int, ...], repeats: bool
+) -> None:
     assert repeats_itself(token_ids) is repeats
 
 
@@ -77,7 +78,9 @@ def test_wins_count_once_ties_half_and_equal_answers_are_ties_whatever_their_sco
     assert contest == (3.0, 2)
 
 
-def test_both_policies_get_the_same_seeds_so_the_same_policy_answers_the_same(tiny_policy: LoadedPolicy) -> None:
+def test_both_policies_get_the_same_seeds_so_the_same_policy_answers_the_same(
+    tiny_policy: LoadedPolicy,
+) -> None:
     first = answer(tiny_policy, PROMPTS, SETTINGS)
     again = answer(tiny_policy, PROMPTS, GateSettings(max_new_tokens=6, max_running=1))
     assert [one.token_ids for one in first] == [one.token_ids for one in again]
@@ -85,7 +88,9 @@ def test_both_policies_get_the_same_seeds_so_the_same_policy_answers_the_same(ti
 
 
 def test_a_policy_has_no_kl_from_itself(tiny_policy: LoadedPolicy) -> None:
-    assert mean_ref_kl(answer(tiny_policy, PROMPTS, SETTINGS), tiny_policy, 1.0) == pytest.approx(0.0, abs=1e-3)
+    assert mean_ref_kl(answer(tiny_policy, PROMPTS, SETTINGS), tiny_policy, 1.0) == pytest.approx(
+        0.0, abs=1e-3
+    )
 
 
 def test_ref_kl_is_summed_over_tokens_and_averaged_over_answers(tiny_policy: LoadedPolicy) -> None:
@@ -105,7 +110,8 @@ def test_the_estimated_kl_agrees_with_the_exact_one(tiny_policy: LoadedPolicy) -
     with torch.inference_mode():
         input_ids = torch.tensor([prompt])
         ours, theirs = (
-            policy.model(input_ids=input_ids).logits[0, -1].log_softmax(-1) for policy in (candidate, tiny_policy)
+            policy.model(input_ids=input_ids).logits[0, -1].log_softmax(-1)
+            for policy in (candidate, tiny_policy)
         )
     exact = float((ours.exp() * (ours - theirs)).sum())
     spread = math.sqrt(float((ours.exp() * (ours - theirs).square()).sum()) - exact**2)
@@ -131,7 +137,9 @@ def thumbs(count: int) -> list[RatedResponse]:
     ]
 
 
-def test_a_candidate_that_the_judge_likes_better_is_accepted(tiny_policy: LoadedPolicy, judge: RewardModel) -> None:
+def test_a_candidate_that_the_judge_likes_better_is_accepted(
+    tiny_policy: LoadedPolicy, judge: RewardModel
+) -> None:
     settings = GateSettings(max_new_tokens=1, end_rate=0.0, kl_budget=50.0)
     candidate = preferring(tiny_policy, LIKED, by=30.0)
     report = evaluate_candidate(
@@ -148,19 +156,31 @@ def test_a_candidate_that_the_judge_likes_better_is_accepted(tiny_policy: Loaded
 def test_a_worse_candidate_is_rejected_by_the_win_rate(tiny_policy: LoadedPolicy, judge: RewardModel) -> None:
     settings = GateSettings(max_new_tokens=1, end_rate=0.0, kl_budget=50.0)
     liked = preferring(tiny_policy, LIKED, by=30.0)
-    report = evaluate_candidate(tiny_policy, liked, tiny_policy, judge, PROMPTS, thumbs(12), [], settings, now=0.0)
+    report = evaluate_candidate(
+        tiny_policy, liked, tiny_policy, judge, PROMPTS, thumbs(12), [], settings, now=0.0
+    )
     assert [check.name for check in report.checks if not check.passed] == ["win_rate"]
 
 
-def test_the_live_policy_against_itself_ties_everywhere(tiny_policy: LoadedPolicy, judge: RewardModel) -> None:
+def test_the_live_policy_against_itself_ties_everywhere(
+    tiny_policy: LoadedPolicy, judge: RewardModel
+) -> None:
     settings = GateSettings(max_new_tokens=4, end_rate=0.0, repetition=1.0)
     report = evaluate_candidate(
         tiny_policy, tiny_policy, tiny_policy, judge, PROMPTS, thumbs(12), [], settings, now=0.0
     )
-    assert (report.metrics["win_rate"], report.metrics["ties"], report.metrics["length_ratio"]) == (0.5, 12.0, 1.0)
+    assert (report.metrics["win_rate"], report.metrics["ties"], report.metrics["length_ratio"]) == (
+        0.5,
+        12.0,
+        1.0,
+    )
 
 
-def test_without_prompts_and_feedback_the_gate_stays_shut(tiny_policy: LoadedPolicy, judge: RewardModel) -> None:
-    report = evaluate_candidate(tiny_policy, tiny_policy, tiny_policy, judge, [], [], [], GateSettings(), now=0.0)
+def test_without_prompts_and_feedback_the_gate_stays_shut(
+    tiny_policy: LoadedPolicy, judge: RewardModel
+) -> None:
+    report = evaluate_candidate(
+        tiny_policy, tiny_policy, tiny_policy, judge, [], [], [], GateSettings(), now=0.0
+    )
     assert not report.accepted
     assert sum(INSUFFICIENT in reason for reason in report.reasons) == 2

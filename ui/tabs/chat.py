@@ -18,9 +18,9 @@ import gradio as gr
 
 from rlhf_core.records import REASONS, RatingValue
 from ui.client import ApiClient, ApiError
-from ui.conversation import Conversation, Turn, from_stored
+from ui.conversation import Conversation, Turn, turns_of
 from ui.replies import ChatEvent
-from ui.transcript import transcript_html
+from ui.transcript import loading_html, transcript_html
 
 FRAME_SECONDS = 0.04
 """Deltas are drawn at most this often: a redraw per token would cost the browser more than the model."""
@@ -32,32 +32,32 @@ Drawn = tuple[Any, Any, Any, Any]
 """Updates of transcript, prompt, send button, stop button."""
 
 
-def restore(
-    client: ApiClient, conversation: Conversation, browser: Browser | None
-) -> tuple[Conversation, str, Browser]:
-    """On page load: the stored conversation with its ratings, or a new one."""
-    kept = browser or {}
-    user = kept.get("user") or f"web-{uuid.uuid4().hex}"
-    conversation = _fetch(client, kept.get("conversation_id", ""), user)
-    return conversation, transcript_html(conversation), _kept(conversation)
+def restore(client: ApiClient, conversation: Conversation, browser: Browser | None) -> tuple[str, Browser]:
+    """On page load: take up the stored conversation with its ratings, or begin a new one."""
+    with conversation.lock:
+        if not conversation.ready:
+            _take_up(client, conversation, browser or {})
+    return transcript_html(conversation.shown), _kept(conversation.shown)
 
 
-def _fetch(client: ApiClient, conversation_id: str, user: str) -> Conversation:
-    if not conversation_id:
-        return Conversation(user=user)
+def _take_up(client: ApiClient, conversation: Conversation, kept: Browser) -> None:
+    conversation.user = kept.get("user") or f"web-{uuid.uuid4().hex}"
+    conversation.conversation_id = kept.get("conversation_id") or conversation.conversation_id
     try:
-        return from_stored(client.conversation(conversation_id), user)
+        if kept.get("conversation_id"):
+            conversation.turns = turns_of(client.conversation(conversation.conversation_id))
     except ApiError as error:
-        if error.status == 404:
-            return Conversation(user=user)
-        notice = f"Earlier messages could not be loaded. {error} Reload the page to try again."
-        return Conversation(conversation_id, user, notice=notice)
+        if error.status != 404:
+            conversation.notice = f"Earlier messages could not be loaded. {error}"
+            return
+    conversation.ready, conversation.notice = True, ""
 
 
 def start_over(conversation: Conversation) -> tuple[Conversation, str, Browser]:
     """A new, empty conversation. An answer that still streams is stopped, and stays with the old one."""
     conversation.stop = True
     fresh = conversation.successor = Conversation(user=conversation.user)
+    fresh.ready = True
     return fresh, transcript_html(fresh), _kept(fresh)
 
 
@@ -65,12 +65,14 @@ def _kept(conversation: Conversation) -> Browser:
     return {"user": conversation.user, "conversation_id": conversation.conversation_id}
 
 
-def send(client: ApiClient, conversation: Conversation, prompt: str) -> Iterator[Drawn]:
+def send(client: ApiClient, conversation: Conversation, browser: Browser | None, prompt: str) -> Iterator[Drawn]:
     """Stream one answer into the transcript. An empty prompt, or one sent while an answer streams, changes nothing."""
     prompt = prompt.strip()
     if not prompt or conversation.streaming:
         yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
         return
+    # A quick person sends before the page's load event has come, or after it failed.
+    restore(client, conversation, browser)
     messages = conversation.messages(prompt)
     turn = Turn(prompt)
     conversation.turns.append(turn)
@@ -177,9 +179,7 @@ def explain(client: ApiClient, turn: Turn, reasons: list[str], comment: str) -> 
 
 def chat_tab(client: ApiClient, conversation: gr.State, browser: gr.BrowserState) -> gr.HTML:
     """Lay the tab out and connect it; returns the transcript, which the app fills on load."""
-    transcript = gr.HTML(
-        transcript_html(Conversation()), elem_id="transcript", js_on_load=SCRIPT, apply_default_css=False
-    )
+    transcript = gr.HTML(loading_html(), elem_id="transcript", js_on_load=SCRIPT, apply_default_css=False)
     with gr.Row(elem_id="composer"):
         prompt = gr.Textbox(
             placeholder="Write a message", show_label=False, label="Message", container=False, lines=1, max_lines=6,
@@ -195,8 +195,10 @@ def chat_tab(client: ApiClient, conversation: gr.State, browser: gr.BrowserState
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     drawn = [transcript, prompt, sender, stopper]
     asking = partial(send, client)
-    gr.on([prompt.submit, sender.click], asking, [conversation, prompt], drawn, **quiet)
-    transcript.suggest(suggest, None, prompt, queue=False, **quiet).then(asking, [conversation, prompt], drawn, **quiet)
+    gr.on([prompt.submit, sender.click], asking, [conversation, browser, prompt], drawn, **quiet)
+    transcript.suggest(suggest, None, prompt, queue=False, **quiet).then(
+        asking, [conversation, browser, prompt], drawn, **quiet
+    )
     # `multiple` and no limit: with Gradio's defaults a second quick click is dropped, and raters wait for each other.
     transcript.act(
         on_act,

@@ -1,4 +1,5 @@
-"""The shipped desk model: it is the one its manifest describes, made from this code's recipe and grammar, and it is good enough.
+"""The shipped desk model: it is the one its manifest describes, made from this code's recipe and grammar, and it
+is good enough.
 
 Quality bars are those of the manifest's 300 prompts, loosened here for the noise of fewer prompts.
 """

@@ -11,7 +11,8 @@ from rlhf_core.learning.sft import SftExample
 
 
 def test_first_fit_decreasing_by_hand() -> None:
-    # Rows of 10. Longest first: 7 opens a row (3 left), 5 opens a row (5 left), 4 fits the second (1 left), 3 fits the first.
+    # Rows of 10. Longest first: 7 opens a row (3 left), 5 opens a row (5 left), 4 fits the second (1 left), 3
+    # fits the first.
     assert pack_first_fit([3, 4, 5, 7], 10) == [[3, 0], [2, 1]]
 
 
@@ -39,9 +40,7 @@ def test_a_row_restarts_positions_and_numbers_its_documents() -> None:
 
 
 def test_attention_looks_back_within_a_document_only() -> None:
-    batch = collate(
-        [[SftExample((7, 8), (False, True)), SftExample((5, 6), (False, True))]], 5, pad_token_id=0
-    )
+    batch = collate([[SftExample((7, 8), (False, True)), SftExample((5, 6), (False, True))]], 5, pad_token_id=0)
     mask = batch.attention_mask(torch.float32)
     allowed = (mask[0, 0] == 0).tolist()
     assert mask.shape == (1, 1, 5, 5)

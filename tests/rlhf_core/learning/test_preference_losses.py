@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from rlhf_core.learning.preference_losses import centering_losses, log_alpha_penalty, pair_losses, thumb_losses
+from rlhf_core.learning.preference_losses import (
+    centering_losses,
+    log_alpha_penalty,
+    pair_losses,
+    thumb_losses,
+)
 
 
 def doubles(*values: float) -> torch.Tensor:
@@ -32,7 +37,7 @@ def test_swapping_the_sides_of_a_pair_swaps_its_probabilities() -> None:
 
 
 def test_the_thumb_loss_of_hand_worked_scores() -> None:
-    # alpha = 2, b = 1. s = 0.5: logit 0, log 2 for either thumb. s = (1 + log 3) / 2: logit log 3, P(up) = 3/4.
+    # alpha = 2, b = 1. s = 0.5: logit 0, log 2 either way. s = (1 + log 3) / 2: logit log 3, P(up) = 3/4.
     scores = doubles(0.5, 0.5, (1 + math.log(3)) / 2, (1 + math.log(3)) / 2)
     up = torch.tensor([True, False, True, False])
     losses = thumb_losses(scores, up, doubles(math.log(2))[0], doubles(1.0)[0])

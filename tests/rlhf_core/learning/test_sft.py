@@ -1,4 +1,5 @@
-"""Supervised fine-tuning: which tokens count, that packing and accumulation change nothing, and that a tiny model learns."""
+"""Supervised fine-tuning: which tokens count, that packing and accumulation change nothing, and that a tiny model
+learns."""
 
 import copy
 import math
@@ -92,9 +93,7 @@ def test_a_conversation_without_an_answer_is_refused(tokenizer: PreTrainedTokeni
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     rewriting = copy.deepcopy(tokenizer)
-    rewriting.chat_template = (
-        "{{ messages | length }}{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}"
-    )
+    rewriting.chat_template = "{{ messages | length }}{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}"
     with pytest.raises(TrainingError, match="do not begin"):
         encode_conversation(rewriting, CONVERSATION)
 
@@ -202,9 +201,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change() -> 
     assert torch.equal(model.model.embed_tokens.weight, before)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("learning_rate", 0.0), ("row_tokens", -1), ("prompt_weight", 1.5)]
-)
+@pytest.mark.parametrize(("name", "value"), [("learning_rate", 0.0), ("row_tokens", -1), ("prompt_weight", 1.5)])
 def test_settings_that_cannot_train_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(SettingsError, match=f"{name} .*{value}"):
         SftSettings(**{name: value})

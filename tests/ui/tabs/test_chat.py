@@ -11,10 +11,13 @@ from ui.conversation import Conversation
 from ui.tabs.chat import Drawn, act, frames, restore, send, start_over, stop
 
 
+KEPT = {"user": "ann", "conversation_id": "c1"}
+
+
 def said(client: ApiClient, *prompts: str) -> Conversation:
-    conversation = Conversation("c1", "ann")
+    conversation = Conversation()
     for prompt in prompts:
-        list(send(client, conversation, prompt))
+        list(send(client, conversation, KEPT, prompt))
     return conversation
 
 
@@ -29,7 +32,7 @@ def refusal(sentence: str) -> tuple[int, dict[str, str]]:
 
 def test_an_answer_grows_and_ends_with_thumbs(api: ScriptedApi, client: ApiClient) -> None:
     api.pause = 0.01
-    shown: list[Drawn] = list(send(client, Conversation("c1", "ann"), " hello "))
+    shown: list[Drawn] = list(send(client, Conversation(), KEPT, " hello "))
     assert "Answering" in shown[0][0]
     assert len({html for html, *_ in shown}) > 2
     assert ANSWER in shown[-1][0]
@@ -50,8 +53,8 @@ def test_the_next_prompt_carries_the_turns_before(api: ScriptedApi, client: ApiC
 
 def test_a_failed_turn_says_why_and_gives_the_prompt_back(api: ScriptedApi, client: ApiClient) -> None:
     api.refuse["/completions"] = (429, {"error": {"message": "the waiting queue is full"}})
-    conversation = Conversation("c1", "ann")
-    html, prompt, *_ = list(send(client, conversation, "hello"))[-1]
+    conversation = Conversation()
+    html, prompt, *_ = list(send(client, conversation, KEPT, "hello"))[-1]
     assert "The waiting queue is full." in html
     assert prompt["value"] == "hello"
     assert conversation.messages("again") == [Message("user", "again")]
@@ -59,8 +62,8 @@ def test_a_failed_turn_says_why_and_gives_the_prompt_back(api: ScriptedApi, clie
 
 def test_stop_keeps_what_was_said(api: ScriptedApi, client: ApiClient) -> None:
     api.pause = 0.02
-    conversation = Conversation("c1", "ann")
-    answering = send(client, conversation, "hello")
+    conversation = Conversation()
+    answering = send(client, conversation, KEPT, "hello")
     while not conversation.turns or len(conversation.turns[-1].answer) < 6:
         next(answering)
     stop(conversation)
@@ -73,8 +76,8 @@ def test_stop_keeps_what_was_said(api: ScriptedApi, client: ApiClient) -> None:
 
 def test_a_new_conversation_is_not_overwritten_by_the_old_ones_last_words(api: ScriptedApi, client: ApiClient) -> None:
     api.pause = 0.02
-    conversation = Conversation("c1", "ann")
-    answering = send(client, conversation, "hello")
+    conversation = Conversation()
+    answering = send(client, conversation, KEPT, "hello")
     next(answering)
     fresh, html, kept = start_over(conversation)
     assert list(answering)[-1][0] == html
@@ -136,29 +139,48 @@ def test_a_reload_restores_turns_thumbs_and_reasons(client: ApiClient) -> None:
     conversation = said(client, "one", "two")
     click(client, conversation, "rate", value="down")
     click(client, conversation, "reasons", reasons=["tone"], comment="rude")
-    restored, html, kept = restore(client, Conversation(), {"user": "ann", "conversation_id": "c1"})
+    restored = Conversation()
+    html, kept = restore(client, restored, KEPT)
     assert [(turn.prompt, turn.answer, turn.rating) for turn in restored.turns] == [
         ("one", ANSWER, None),
         ("two", ANSWER, "down"),
     ]
     assert (restored.turns[1].reasons, restored.turns[1].comment) == (("tone",), "rude")
     assert html.count('aria-pressed="true"') == 1
-    assert kept == {"user": "ann", "conversation_id": "c1"}
+    assert kept == KEPT
 
 
 def test_a_first_visit_gets_a_name_and_a_conversation(api: ScriptedApi, client: ApiClient) -> None:
-    fresh, html, kept = restore(client, Conversation(), None)
+    fresh = Conversation()
+    html, kept = restore(client, fresh, None)
     assert kept == {"user": fresh.user, "conversation_id": fresh.conversation_id}
     assert kept["user"].startswith("web-")
     assert "What can the desk do for you?" in html
     assert api.requests == []
 
 
-def test_a_conversation_that_cannot_be_loaded_is_kept_and_says_so(api: ScriptedApi, client: ApiClient) -> None:
+def test_a_conversation_that_cannot_be_loaded_says_so_and_is_taken_up_by_the_next_message(
+    api: ScriptedApi, client: ApiClient
+) -> None:
+    said(client, "one")
     api.refuse["/c1"] = refusal("the store did not answer")
-    kept, html, _ = restore(client, Conversation(), {"user": "ann", "conversation_id": "c1"})
-    assert kept.conversation_id == "c1"
+    conversation = Conversation()
+    html, kept = restore(client, conversation, KEPT)
+    assert kept == KEPT
     assert "The store did not answer." in html
+    api.refuse.clear()
+    html = list(send(client, conversation, KEPT, "two"))[-1][0]
+    assert [turn.prompt for turn in conversation.turns] == ["one", "two"]
+    assert "The store did not answer." not in html
+
+
+def test_a_message_sent_before_the_page_has_loaded_is_not_lost(client: ApiClient) -> None:
+    conversation = Conversation()
+    answering = send(client, conversation, None, "hello")
+    next(answering)
+    html, _ = restore(client, conversation, None)
+    assert "hello" in html
+    assert "hello" in list(answering)[-1][0]
 
 
 def test_frames_drop_what_comes_too_fast() -> None:
