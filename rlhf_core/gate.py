@@ -47,6 +47,7 @@ def evaluate_candidate(
     candidate: LoadedPolicy,
     live: LoadedPolicy,
     reference: LoadedPolicy,
+    reward: RewardModel,
     judge: RewardModel,
     prompts: Sequence[TokenIds],
     ratings: Sequence[RatedResponse],
@@ -61,7 +62,7 @@ def evaluate_candidate(
     The report names `candidate.checkpoint_id` and the live policy's version. With too few prompts or
     judgements it rejects; it never raises for want of evidence.
     """
-    numbers = measure_candidate(candidate, live, reference, judge, prompts, ratings, pairs, settings)
+    numbers = measure_candidate(candidate, live, reference, reward, judge, prompts, ratings, pairs, settings)
     return decide(
         numbers, settings, checkpoint_id=candidate.checkpoint_id, parent_version=live.policy_version, now=now
     )
@@ -71,6 +72,7 @@ def measure_candidate(
     candidate: LoadedPolicy,
     live: LoadedPolicy,
     reference: LoadedPolicy,
+    reward: RewardModel,
     judge: RewardModel,
     prompts: Sequence[TokenIds],
     ratings: Sequence[RatedResponse],
@@ -78,17 +80,19 @@ def measure_candidate(
     settings: GateSettings,
 ) -> GateNumbers:
     """All numbers of one decision. The same policies, prompts and seed give the same numbers."""
-    evaluation = evaluate(judge, ratings, pairs)
+    climbed, judging = (evaluate(model, ratings, pairs) for model in (reward, judge))
     ours, theirs = (answer(policy, prompts, settings) for policy in (candidate, live))
     our_scores, their_scores = (
         score(judge, [(one.prompt, one.token_ids) for one in each]) for each in (ours, theirs)
     )
     contest = count_wins(ours, theirs, our_scores, their_scores)
     return GateNumbers(
-        reward_accuracy=evaluation.accuracy,
-        length_accuracy=evaluation.length_accuracy,
-        majority_accuracy=evaluation.majority_accuracy,
-        feedback=evaluation.n,
+        reward_accuracy=climbed.accuracy,
+        length_accuracy=climbed.length_accuracy,
+        majority_accuracy=climbed.majority_accuracy,
+        judge_accuracy=judging.accuracy,
+        judge_length_accuracy=judging.length_accuracy,
+        feedback=climbed.n,
         wins=contest.wins,
         ties=contest.ties,
         prompts=len(prompts),

@@ -59,9 +59,13 @@ class GateNumbers(msgspec.Struct, frozen=True, kw_only=True):
     """Everything measured about a candidate. Lengths in tokens, KL in nats per response."""
 
     reward_accuracy: float
-    """Of the judging reward model, on the gate's own judgements."""
+    """Of the reward model that the candidate climbed, on the gate's own judgements."""
     length_accuracy: float
-    """Of the length rule on the same judgements."""
+    """Of the length rule fitted on that model's training split, on the same judgements."""
+    judge_accuracy: float
+    """Of the judging reward model, on the same judgements."""
+    judge_length_accuracy: float
+    """Of the length rule fitted on the judge's training split."""
     feedback: int
     """How many those are."""
     wins: float
@@ -96,7 +100,8 @@ def decide(
     """Hold every number against its bound. The report lists all checks, passed or not, and all numbers."""
     low, high = wilson_interval(numbers.wins, numbers.prompts)
     checks = (
-        _reward_accuracy(numbers, settings),
+        _accuracy("reward", numbers.reward_accuracy, numbers.length_accuracy, numbers.feedback, settings),
+        _accuracy("judge", numbers.judge_accuracy, numbers.judge_length_accuracy, numbers.feedback, settings),
         _win_rate(numbers, settings, low, high),
         _ref_kl(numbers, settings),
         _end_rate(numbers, settings),
@@ -115,19 +120,17 @@ def decide(
     )
 
 
-def _reward_accuracy(numbers: GateNumbers, settings: GateSettings) -> GateCheck:
-    seen, bound = numbers.reward_accuracy, numbers.length_accuracy
-    if numbers.feedback < settings.least_feedback:
+def _accuracy(model: str, seen: float, bound: float, feedback: int, settings: GateSettings) -> GateCheck:
+    """Whether the `reward` or the `judge` model knows more about people's judgements than length alone does."""
+    reason = f"the {model} model predicts {seen:.1%} of {feedback} held-out judgements, length alone {bound:.1%}"
+    passed = seen > bound
+    if feedback < settings.least_feedback:
+        passed = False
         reason = (
-            f"{INSUFFICIENT}: {numbers.feedback} held-out judgements to test the reward model on, "
+            f"{INSUFFICIENT}: {feedback} held-out judgements to test the {model} model on, "
             f"{settings.least_feedback} are needed"
         )
-        return GateCheck(name="reward_accuracy", value=seen, bound=bound, passed=False, reason=reason)
-    reason = (
-        f"the reward model predicts {seen:.1%} of {numbers.feedback} held-out judgements, "
-        f"length alone {bound:.1%}"
-    )
-    return GateCheck(name="reward_accuracy", value=seen, bound=bound, passed=seen > bound, reason=reason)
+    return GateCheck(name=f"{model}_accuracy", value=seen, bound=bound, passed=passed, reason=reason)
 
 
 def _win_rate(numbers: GateNumbers, settings: GateSettings, low: float, high: float) -> GateCheck:

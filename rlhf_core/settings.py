@@ -90,11 +90,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ppo_min_feedback: Count = 240
     """New judgements since the last policy training that start a PPO cycle."""
     # Reward model.
-    reward_learning_rate: Positive = 3e-4
+    reward_learning_rate: Positive = 2e-4
     """AdamW learning rate of the reward model."""
-    reward_epochs: Annotated[int, Meta(ge=1, le=50)] = 3
-    """Passes over the feedback."""
-    reward_batch_size: Count = 32
+    reward_epochs: Annotated[int, Meta(ge=0, le=50)] = 2
+    """Passes over the feedback that train all weights, after the head alone was fitted. 0: the head alone."""
+    reward_batch_size: Count = 16
     """Judgements per optimizer step."""
     # PPO.
     ppo_updates: Count = 8
@@ -128,7 +128,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # The gate.
     gate_kl_budget: Positive = 10.0
     """Largest KL to the supervised policy, nats per response."""
-    gate_win_rate: Fraction = 0.5
+    gate_win_rate: Fraction = 0.55
     """Least win rate of the candidate over the live policy on held-out prompts, by the judging reward model."""
     gate_end_rate: Fraction = 0.95
     """Least share of answers that end by themselves."""

@@ -59,15 +59,12 @@ def main() -> int:
 
 def serve(settings: Settings, listener: socket.socket, stores: Stores) -> int:
     """Load the live policy and answer until a signal."""
-    if settings.serve_threads:
-        # Read by torch when it is imported, which is why the imports below stand here.
-        os.environ["OMP_NUM_THREADS"] = str(settings.serve_threads)
-    from rlhf_core.engine.engine import Engine
+    _set_tensor_environment(settings)
     from server.app import create_app
     from server.identity import Pseudonyms, load_secret
     from server.metrics import Metrics
     from server.policy_source import PolicySource, publish_first
-    from server.serving import Serving
+    from server.serving import Serving, make_engine
 
     source = PolicySource(settings.checkpoints_path, settings.max_context)
     live = publish_first(stores.policies, settings)
@@ -76,15 +73,9 @@ def serve(settings: Settings, listener: socket.socket, stores: Stores) -> int:
     source.probe(policy)
     metrics = Metrics()
     metrics.now_serving(live.policy_version, live.published_at)
-    engine = Engine(
-        policy,
-        max_running=settings.max_running,
-        # Serving admits; while it hands over a burst, all of it may wait in the engine for one step.
-        max_waiting=settings.max_running + settings.max_waiting,
-        max_context=settings.max_context,
-        seed=int.from_bytes(os.urandom(8)),
-    )
-    serving = Serving(engine, max_running=settings.max_running, max_waiting=settings.max_waiting, metrics=metrics)
+    running, waiting = settings.max_running, settings.max_waiting
+    engine = make_engine(policy, running, waiting, settings.max_context)
+    serving = Serving(engine, max_running=running, max_waiting=waiting, metrics=metrics)
     pseudonyms = Pseudonyms(load_secret(settings.data_path))
     app = create_app(settings, stores, serving, source, pseudonyms, metrics)
     config = uvicorn.Config(
@@ -95,11 +86,18 @@ def serve(settings: Settings, listener: socket.socket, stores: Stores) -> int:
         access_log=False,
         log_config=None,
     )
-    structlog.get_logger().info(
-        "serving", host=settings.host, port=settings.api_port, policy_version=live.policy_version
-    )
-    server = DrainingServer(config, lambda hurry: serving.drain(DRAIN_SECONDS, hurry))
-    return _run(server, listener)
+    where = {"host": settings.host, "port": settings.api_port}
+    structlog.get_logger().info("serving", **where, policy_version=live.policy_version)
+    return _run(DrainingServer(config, lambda hurry: serving.drain(DRAIN_SECONDS, hurry)), listener)
+
+
+def _set_tensor_environment(settings: Settings) -> None:
+    """Read by torch and transformers as they are imported, which is why `serve` imports them late."""
+    if settings.serve_threads:
+        os.environ["OMP_NUM_THREADS"] = str(settings.serve_threads)
+    # Progress bars and hints for notebooks are no log lines.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def _run(server: uvicorn.Server, listener: socket.socket) -> int:

@@ -1,7 +1,7 @@
 """`make bench`: a real server under streaming users, beside `generate()` of transformers in the same run.
 
-Ratios travel between machines better than numbers do. The swap gap is the largest silence of any stream while a policy is
-published, verified, loaded, probed and flipped to; beside it stands that of the same load without a swap.
+Ratios travel between machines better than numbers do. The swap gap is the largest silence of any stream while a policy
+is published, verified, loaded, probed and flipped to; beside it stands that of the same load without a swap.
 """
 
 from __future__ import annotations
@@ -45,16 +45,11 @@ TEXT = "My order has not arrived and the router is slow again, so please tell me
 
 @dataclass(frozen=True)
 class Heard:
-    """One stream as its client heard it, in seconds on the monotonic clock."""
+    """One stream as its client heard it, in monotonic seconds: when each frame with text arrived."""
 
     sent_at: float
     frames: tuple[float, ...]
-    """When each frame with text arrived."""
     version: str
-
-    @property
-    def first(self) -> float:
-        return self.frames[0] - self.sent_at
 
     @property
     def gaps(self) -> list[float]:
@@ -62,12 +57,8 @@ class Heard:
 
 
 async def ask(client: httpx.AsyncClient, prompt: str) -> Heard:
-    body = {
-        "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": NEW_TOKENS,
-        "ignore_eos": True,
-        "stream": True,
-    }
+    message = {"role": "user", "content": prompt}
+    body = {"messages": [message], "max_tokens": NEW_TOKENS, "ignore_eos": True, "stream": True}
     sent_at, frames = time.monotonic(), []
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         response.raise_for_status()
@@ -91,8 +82,7 @@ async def load(url: str, users: int, prompt: str, more: Callable[[int], bool]) -
             heard.append(await ask(client, prompt))
         return heard
 
-    limits = httpx.Limits(max_connections=users)
-    async with httpx.AsyncClient(base_url=url, timeout=300.0, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=300.0) as client:
         everything = await asyncio.gather(*(user(client) for _ in range(users)))
         return [one for some in everything for one in some]
 
@@ -111,13 +101,8 @@ def generate_speed(model: Any, prompt: list[int], rows: int) -> float:
     batch = torch.tensor([prompt] * rows)
     started = time.monotonic()
     with torch.inference_mode():
-        model.generate(
-            batch,
-            attention_mask=torch.ones_like(batch),
-            max_new_tokens=NEW_TOKENS,
-            min_new_tokens=NEW_TOKENS,
-            do_sample=True,
-        )
+        mask = torch.ones_like(batch)
+        model.generate(batch, attention_mask=mask, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=True)
     return rows * NEW_TOKENS / (time.monotonic() - started)
 
 
@@ -137,24 +122,19 @@ def server(settings: Settings, data: Path, redis_url: str) -> Iterator[str]:
     named["SERVE_THREADS"] = settings.serve_threads
     environment = clean | {f"ATTUNE_{name}": str(value) for name, value in named.items()}
     process = subprocess.Popen([sys.executable, "-m", "server"], env=environment, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
     try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(process, url)
+        while process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"{url}/health/ready").raise_for_status()
+                break
+            time.sleep(0.1)
+        else:
+            raise AttuneError(f"the server did not start (status {process.returncode})")
         yield url
     finally:
         process.terminate()
         process.wait(30)
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
-    for _ in range(1200):
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/health/ready").status_code == 200:
-                return
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    raise AttuneError(f"the server did not start (status {process.poll()})")
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -169,7 +149,7 @@ def report_speed(url: str, prompt: str, model: Any, prompt_ids: list[int]) -> No
         heard = asyncio.run(load(url, users, prompt, lambda sent, most=requests: sent < most))  # type: ignore[misc]
         speed = len(heard) * NEW_TOKENS / (time.monotonic() - started)
         rival = generate_speed(model, prompt_ids, users)
-        firsts = [one.first for one in heard]
+        firsts = [one.frames[0] - one.sent_at for one in heard]
         gaps = [gap for one in heard for gap in one.gaps]
         first = f"{quantile(firsts, 0.5):9.1f} /{quantile(firsts, 0.99):8.1f}"
         between = f"{quantile(gaps, 0.5):12.1f} /{quantile(gaps, 0.99):8.1f}"
@@ -188,9 +168,8 @@ def report_swap(url: str, prompt: str, publish: Callable[[], object]) -> None:
 def main() -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
-        settings = load_settings(os.environ)
         with tempfile.TemporaryDirectory(prefix="attune-bench-") as place:
-            bench(settings, Path(place))
+            bench(load_settings(os.environ), Path(place))
     except AttuneError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -214,16 +193,9 @@ def bench(settings: Settings, place: Path) -> None:
         report_speed(url, prompt, model, prompt_ids)
         fields = {"checkpoint_id": new_checkpoint_id("policy"), "kind": "policy", "created_at": time.time()}
         manifest = seal(place / "data" / "checkpoints", lambda to: fetch_model(settings.model, to), fields)
-        publish = partial(
-            PolicyStore(connect(store.url)).publish,
-            checkpoint_id=manifest.checkpoint_id,
-            weights_sha256=manifest.weights_sha256,
-            actor="operator",
-            reason="bench",
-            now=time.time(),
-            expected_version=1,
-        )
-        report_swap(url, prompt, publish)
+        sealed: dict[str, Any] = {"checkpoint_id": manifest.checkpoint_id, "weights_sha256": manifest.weights_sha256}
+        publish = partial(PolicyStore(connect(store.url)).publish, actor="operator", reason="bench", **sealed)
+        report_swap(url, prompt, lambda: publish(now=time.time(), expected_version=1))
 
 
 if __name__ == "__main__":

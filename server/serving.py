@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,17 @@ from server.metrics import Metrics
 
 DRAIN_POLL_SECONDS = 0.05
 LAST_POLLS = 10
+
+
+def make_engine(policy: LoadedPolicy, max_running: int, max_waiting: int, max_context: int) -> Engine:
+    """An engine for Serving, which admits: a burst that it hands over may all wait there for one step."""
+    return Engine(
+        policy,
+        max_running=max_running,
+        max_waiting=max_running + max_waiting,
+        max_context=max_context,
+        seed=secrets.randbits(63),
+    )
 
 
 class Serving:

@@ -28,29 +28,31 @@ def live_html(live: Live | None) -> str:
 
 
 def learning_html(status: Status) -> str:
-    if status.training is not None:
-        return training_html(status.training)
-    return needed_html(status.feedback)
+    """A running training, and what the next ones wait for; beside a training without bars, to stay on one line."""
+    if status.training is None:
+        return needed_html(status.feedback, bars=True)
+    return training_html(status.training) + needed_html(status.feedback, bars=False)
 
 
 def training_html(job: Training) -> str:
-    kind = escape(KIND_NAMES.get(job.kind, job.kind))
-    stage = f" – {escape(job.stage)}" if job.stage else ""
-    what = f"Training the {kind}{stage}" if job.state != "queued" else f"Training of the {kind} is about to start"
-    bar = meter_html(job.progress, f"progress of the {KIND_NAMES.get(job.kind, 'training')} training")
-    return f'<span class="item training">{what} {bar} <span class="num">{percent(job.progress)}</span></span>'
+    kind = KIND_NAMES.get(job.kind, job.kind)
+    stage = f" – {job.stage}" if job.stage else ""
+    what = f"Training of the {kind} is about to start" if job.state == "queued" else f"Training the {kind}{stage}"
+    bar = meter_html(job.progress, f"progress of training the {kind}")
+    return f'<span class="item training">{escape(what)} {bar} <span class="num">{percent(job.progress)}</span></span>'
 
 
-def needed_html(feedback: FeedbackCounts) -> str:
-    return _need_html("reward update", feedback.unread, feedback.reward_min, feedback.until_reward) + _need_html(
-        "policy training", feedback.since_policy, feedback.ppo_min, feedback.until_policy
+def needed_html(feedback: FeedbackCounts, *, bars: bool) -> str:
+    return _need_html("Reward update", feedback.unread, feedback.reward_min, feedback.until_reward, bars) + _need_html(
+        "Policy training", feedback.since_policy, feedback.ppo_min, feedback.until_policy, bars
     )
 
 
-def _need_html(what: str, have: int, wanted: int, missing: int) -> str:
+def _need_html(what: str, have: int, wanted: int, missing: int, bars: bool) -> str:
     if wanted <= 0:
         return ""
-    bar = meter_html(have / wanted, f"feedback for the next {what}")
+    bar = meter_html(have / wanted, f"feedback for the next {what.lower()}") if bars else ""
     if missing <= 0:
-        return f'<span class="item">Enough feedback for the next {what} {bar}</span>'
-    return f'<span class="item"><b class="num">{missing}</b> more ratings until the next {what} {bar}</span>'
+        return f'<span class="item">{what}: enough ratings {bar}</span>'
+    ratings = "rating" if missing == 1 else "ratings"
+    return f'<span class="item">{what} in <b class="num">{missing}</b> {ratings} {bar}</span>'

@@ -36,15 +36,21 @@ def plant_copying_heads(model: LlamaForCausalLM) -> None:
     AssertionError otherwise.
     """
     config = model.config
-    assert config.attention_bias and config.num_hidden_layers >= 2, "look-back heads need biases and a layer after
-    them" assert config.num_key_value_heads == config.num_attention_heads >= 2, "two heads with keys of their own"
+    assert config.attention_bias, "look-back heads need biases"
+    assert config.num_hidden_layers >= 2, "look-back heads need a layer after them"
+    assert config.num_key_value_heads == config.num_attention_heads >= 2, "two heads with keys of their own"
     width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
-    torch.nn.init.normal_(model.model.embed_tokens.weight, std=width**-0.5) turns =
-    _turns(float(config.rope_parameters["rope_theta"]), size) read = _orthonormal(width)[:, :size] written =
-    _orthonormal(width) copied = _orthonormal(width) for head in (0, 1): span = slice(head * size, (head + 1) *
-    size) _look_back(model, span, turns, read, written[:, span], distance=head + 1) for head in (0, 1): span =
-    slice(head * size, (head + 1) * size) _match(model, span, turns, read, (written[:, :size], written[:, size : 2
-    * size]), copied[:, span])
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=width**-0.5)
+    turns = _turns(float(config.rope_parameters["rope_theta"]), size)
+    read = _orthonormal(width)[:, :size]
+    written = _orthonormal(width)
+    copied = _orthonormal(width)
+    for head in (0, 1):
+        span = slice(head * size, (head + 1) * size)
+        _look_back(model, span, turns, read, written[:, span], distance=head + 1)
+    for head in (0, 1):
+        span = slice(head * size, (head + 1) * size)
+        _match(model, span, turns, read, (written[:, :size], written[:, size : 2 * size]), copied[:, span])
 
 
 def _turns(theta: float, size: int) -> Tensor:
@@ -83,11 +89,9 @@ def _match(
     written: tuple[Tensor, Tensor],
     copied: Tensor,
 ) -> None:
-    """A head of layer 1 whose query is this token and the one before, and whose key is the two before the other
-    place.
+    """A head of layer 1 whose query is this token and the one before, and whose key is the two before the other place.
 
-    It lives in the slow pairs, every other one for each of the two tokens, and repeats what stands at the other
-    place.
+    It lives in the slow pairs, every other one for each of the two tokens, and repeats what stands at the other place.
     """
     attention = model.model.layers[1].self_attn
     slow = torch.nonzero(turns < SLOW)[:, 0]

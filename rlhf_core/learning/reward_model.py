@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 WINDOW_BATCHES = 4
-"""Batches are cut from shuffled windows of this many, sorted by length: little padding, and a random order."""
+"""Batches are cut from shuffled windows of this many, sorted by length: little padding, random order."""
 LEAST_SPREAD = 1e-6
 """A standard deviation of scores below this is no preference at all."""
 

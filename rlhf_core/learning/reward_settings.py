@@ -20,7 +20,7 @@ class RewardSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     ridge: Positive = 3.0
     """Pull of the head's weights to 0 while the head is solved for. More trusts each judgement less."""
-    epochs: Annotated[int, Meta(ge=0)] = 3
+    epochs: Annotated[int, Meta(ge=0)] = 2
     """Passes over the judgements in which the trunk learns too. 0 leaves the trunk as the policy has it."""
     learning_rate: Positive = 2e-4
     """AdamW learning rate of the trunk at its peak; warms up, then falls linearly to 0. Large models want

@@ -69,9 +69,8 @@ def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Conversati
     return encode_conversations(tokenizer, [messages])[0]
 
 
-def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) ->
-list[SftExample]: """`encode_conversation` for many at once: one call of the tokenizer for all prefixes, which is
-much faster."""
+def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[SftExample]:
+    """`encode_conversation` for many at once: one call of the tokenizer for all prefixes, which is much faster."""
     texts = [text for messages in conversations for text in _prefixes(tokenizer, messages)]
     encoded = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]) if texts else iter(())
     return [_mark_responses(messages, encoded) for messages in conversations]
@@ -227,5 +226,4 @@ def build_optimizer(model: PreTrainedModel, settings: SftSettings) -> torch.opti
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.adam_eps,
-    fused=True)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.adam_eps, fused=True)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Dialog, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, Request, expect, sync_playwright
 
 from rlhf_core.store.embedded import start_embedded
 from tests.running import free_port, running_server
@@ -26,6 +26,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+PATIENCE_MS = 30_000
+"""A machine that also trains answers late; what never comes still fails."""
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -61,6 +63,7 @@ def browser() -> Iterator[Browser]:
         if os.environ.get("ATTUNE_CI") == "1":
             pytest.fail(message)
         pytest.skip(message)
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=binary, args=list(FLAGS))
         yield launched

@@ -143,7 +143,7 @@ def test_a_candidate_that_the_judge_likes_better_is_accepted(
     settings = GateSettings(max_new_tokens=1, end_rate=0.0, kl_budget=50.0)
     candidate = preferring(tiny_policy, LIKED, by=30.0)
     report = evaluate_candidate(
-        candidate, tiny_policy, tiny_policy, judge, PROMPTS, thumbs(12), [], settings, now=7.0
+        candidate, tiny_policy, tiny_policy, judge, judge, PROMPTS, thumbs(12), [], settings, now=7.0
     )
     assert report.accepted, report.reasons
     assert (report.checkpoint_id, report.parent_version, report.created_at) == ("policy-candidate", 1, 7.0)
@@ -157,7 +157,7 @@ def test_a_worse_candidate_is_rejected_by_the_win_rate(tiny_policy: LoadedPolicy
     settings = GateSettings(max_new_tokens=1, end_rate=0.0, kl_budget=50.0)
     liked = preferring(tiny_policy, LIKED, by=30.0)
     report = evaluate_candidate(
-        tiny_policy, liked, tiny_policy, judge, PROMPTS, thumbs(12), [], settings, now=0.0
+        tiny_policy, liked, tiny_policy, judge, judge, PROMPTS, thumbs(12), [], settings, now=0.0
     )
     assert [check.name for check in report.checks if not check.passed] == ["win_rate"]
 
@@ -167,7 +167,7 @@ def test_the_live_policy_against_itself_ties_everywhere(
 ) -> None:
     settings = GateSettings(max_new_tokens=4, end_rate=0.0, repetition=1.0)
     report = evaluate_candidate(
-        tiny_policy, tiny_policy, tiny_policy, judge, PROMPTS, thumbs(12), [], settings, now=0.0
+        tiny_policy, tiny_policy, tiny_policy, judge, judge, PROMPTS, thumbs(12), [], settings, now=0.0
     )
     assert (report.metrics["win_rate"], report.metrics["ties"], report.metrics["length_ratio"]) == (
         0.5,
@@ -180,7 +180,7 @@ def test_without_prompts_and_feedback_the_gate_stays_shut(
     tiny_policy: LoadedPolicy, judge: RewardModel
 ) -> None:
     report = evaluate_candidate(
-        tiny_policy, tiny_policy, tiny_policy, judge, [], [], [], GateSettings(), now=0.0
+        tiny_policy, tiny_policy, tiny_policy, judge, judge, [], [], [], GateSettings(), now=0.0
     )
     assert not report.accepted
-    assert sum(INSUFFICIENT in reason for reason in report.reasons) == 2
+    assert sum(INSUFFICIENT in reason for reason in report.reasons) == 3

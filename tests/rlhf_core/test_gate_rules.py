@@ -8,6 +8,8 @@ from rlhf_core.records import GateReport
 
 GOOD = GateNumbers(
     reward_accuracy=0.9,
+    judge_accuracy=0.85,
+    judge_length_accuracy=0.6,
     length_accuracy=0.6,
     feedback=40,
     wins=48.0,
@@ -23,7 +25,7 @@ GOOD = GateNumbers(
     live_score=0.1,
 )
 SETTINGS = GateSettings()
-CHECKS = ("reward_accuracy", "win_rate", "ref_kl", "end_rate", "repetition", "length_ratio")
+CHECKS = ("reward_accuracy", "judge_accuracy", "win_rate", "ref_kl", "end_rate", "repetition", "length_ratio")
 
 
 def decided(**changes: float) -> GateReport:
@@ -43,8 +45,7 @@ def test_a_candidate_that_passes_every_check_is_accepted() -> None:
     [
         ("reward_accuracy", {"reward_accuracy": 0.59}),
         ("reward_accuracy", {"reward_accuracy": 0.6}),  # no better than length is not better
-        ("reward_accuracy", {"feedback": 9}),
-        ("reward_accuracy", {"feedback": 0, "reward_accuracy": 0.0, "length_accuracy": 0.0}),
+        ("judge_accuracy", {"judge_accuracy": 0.6}),
         ("win_rate", {"wins": 31.5}),
         ("win_rate", {"prompts": 9, "wins": 9.0}),
         ("win_rate", {"prompts": 0, "wins": 0.0}),
@@ -63,6 +64,13 @@ def test_each_failing_check_rejects_by_itself_and_gives_its_reason(
     assert not report.accepted
     assert [check.name for check in report.checks if not check.passed] == [failing]
     assert len(report.reasons) == 1
+
+
+@pytest.mark.parametrize("feedback", [0, 9])
+def test_with_too_few_held_out_judgements_neither_model_is_trusted(feedback: int) -> None:
+    report = decided(feedback=feedback)
+    assert [check.name for check in report.checks if not check.passed] == ["reward_accuracy", "judge_accuracy"]
+    assert all(INSUFFICIENT in reason for reason in report.reasons)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +130,7 @@ def test_the_win_rate_comes_with_its_wilson_interval() -> None:
 def test_too_little_feedback_is_called_by_its_name() -> None:
     assert decided(feedback=3).reasons == (
         f"{INSUFFICIENT}: 3 held-out judgements to test the reward model on, 10 are needed",
+        f"{INSUFFICIENT}: 3 held-out judgements to test the judge model on, 10 are needed",
     )
     assert decided(prompts=4, wins=4.0).reasons == (
         f"{INSUFFICIENT}: 4 held-out prompts to compare answers on, 10 are needed",

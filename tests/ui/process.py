@@ -15,7 +15,7 @@ import httpx
 
 from tests.running import ROOT, free_port, stop
 
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 
 
 @dataclass(frozen=True)

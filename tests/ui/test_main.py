@@ -22,7 +22,7 @@ def outcome(**settings: object) -> tuple[int, str]:
         env=ui_environment(**settings),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=180,
         check=False,
     )
     return done.returncode, done.stderr

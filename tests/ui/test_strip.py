@@ -12,8 +12,8 @@ COUNTS = FeedbackCounts(unread=37, reward_min=120, until_reward=83, since_policy
 def test_it_names_the_live_version_and_what_is_still_needed() -> None:
     html = strip_html(Status(live=LIVE, feedback=COUNTS))
     assert "<b>Policy 3</b> is live since" in html
-    assert '<b class="num">83</b> more ratings until the next reward update' in html
-    assert "Enough feedback for the next policy training" in html
+    assert 'Reward update in <b class="num">83</b> ratings' in html
+    assert "Policy training: enough ratings" in html
     assert 'aria-valuenow="31"' in html  # 37 of 120 is 30.8 %
 
 
@@ -22,7 +22,8 @@ def test_a_running_training_shows_stage_and_share() -> None:
     html = strip_html(Status(live=LIVE, feedback=COUNTS, training=training))
     assert "Training the policy – rollouts 3/8" in html
     assert "42 %" in html
-    assert "until the next" not in html
+    assert 'Reward update in <b class="num">83</b> ratings' in html
+    assert html.count("progressbar") == 1
 
 
 def test_without_a_policy_and_without_an_api_it_says_so() -> None:

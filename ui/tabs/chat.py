@@ -10,6 +10,7 @@ import math
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ FRAME_SECONDS = 0.04
 """Deltas are drawn at most this often: a redraw per token would cost the browser more than the model."""
 MAX_REASONS = 5
 SCRIPT = (Path(__file__).parent.parent / "assets" / "transcript.js").read_text()
+TAKE = "(text) => document.querySelector('#stop') ? [text, ''] : ['', text]"
+"""Empty the box in the browser: an answer from here would come late, and wipe the next message being typed."""
 Browser = dict[str, str]
 """What the browser stores: `user` and `conversation_id`."""
 Drawn = tuple[Any, Any, Any, Any]
@@ -77,19 +80,19 @@ def send(client: ApiClient, conversation: Conversation, browser: Browser | None,
     turn = Turn(prompt)
     conversation.turns.append(turn)
     conversation.stop = False
-    yield _drawn(conversation, prompt="")
     events = client.chat_stream(messages, conversation_id=conversation.conversation_id, user=conversation.user)
     try:
+        yield _drawn(conversation)
         for _ in frames(_take(turn, events, conversation)):
             yield _drawn(conversation)
     except ApiError as error:
         turn.state = "failed"
         turn.say(str(error), error=True)
     finally:
-        if turn.state == "streaming":
-            turn.state = "stopped"
+        # Also when the browser went away: the server stops generating, and the session is not left streaming.
+        turn.state = "stopped" if turn.state == "streaming" else turn.state
         events.close()
-    yield _drawn(conversation, prompt=prompt if turn.state == "failed" and not turn.answer else None)
+    yield _drawn(conversation, give_back=prompt if turn.state == "failed" and not turn.answer else None)
 
 
 def _take(turn: Turn, events: Iterable[ChatEvent], conversation: Conversation) -> Iterator[None]:
@@ -114,10 +117,10 @@ def frames(steps: Iterable[None], seconds: float = FRAME_SECONDS) -> Iterator[No
             yield step
 
 
-def _drawn(conversation: Conversation, prompt: str | None = None) -> Drawn:
+def _drawn(conversation: Conversation, give_back: str | None = None) -> Drawn:
     shown = conversation.shown
-    box = gr.skip() if prompt is None else gr.update(value=prompt)
     busy = shown.streaming
+    box = gr.skip() if give_back is None else gr.update(value=give_back)
     return transcript_html(shown), box, gr.update(visible=not busy), gr.update(visible=busy)
 
 
@@ -177,9 +180,18 @@ def explain(client: ApiClient, turn: Turn, reasons: list[str], comment: str) -> 
     turn.say("Saved with your reason." if known or comment else "Saved.")
 
 
-def chat_tab(client: ApiClient, conversation: gr.State, browser: gr.BrowserState) -> gr.HTML:
-    """Lay the tab out and connect it; returns the transcript, which the app fills on load."""
-    transcript = gr.HTML(loading_html(), elem_id="transcript", js_on_load=SCRIPT, apply_default_css=False)
+@dataclass(frozen=True)
+class Composer:
+    """The row under the transcript. `asked` is hidden: it holds the message that is being sent."""
+
+    prompt: gr.Textbox
+    asked: gr.Textbox
+    sender: gr.Button
+    stopper: gr.Button
+    restart: gr.Button
+
+
+def composer() -> Composer:
     with gr.Row(elem_id="composer"):
         prompt = gr.Textbox(
             placeholder="Write a message", show_label=False, label="Message", container=False, lines=1, max_lines=6,
@@ -188,27 +200,26 @@ def chat_tab(client: ApiClient, conversation: gr.State, browser: gr.BrowserState
         sender = gr.Button("Send", variant="primary", scale=0, min_width=96, elem_id="send")
         stopper = gr.Button("Stop", variant="stop", scale=0, min_width=96, elem_id="stop", visible=False)
         restart = gr.Button("New conversation", scale=0, min_width=150, elem_id="new")
+    return Composer(prompt, gr.Textbox(visible="hidden"), sender, stopper, restart)
+
+
+def chat_tab(client: ApiClient, conversation: gr.State, browser: gr.BrowserState) -> gr.HTML:
+    """Lay the tab out and connect it; returns the transcript, which the app fills on load."""
+    transcript = gr.HTML(loading_html(), elem_id="transcript", js_on_load=SCRIPT, apply_default_css=False)
+    row = composer()
 
     def on_act(held: Conversation, event: gr.EventData) -> str:
         return act(client, held, event._data)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    drawn = [transcript, prompt, sender, stopper]
-    asking = partial(send, client)
-    gr.on([prompt.submit, sender.click], asking, [conversation, browser, prompt], drawn, **quiet)
-    transcript.suggest(suggest, None, prompt, queue=False, **quiet).then(
-        asking, [conversation, browser, prompt], drawn, **quiet
-    )
+    asking, told = partial(send, client), [conversation, browser, row.asked]
+    drawn = [transcript, row.prompt, row.sender, row.stopper]
+    taken = gr.on([row.prompt.submit, row.sender.click], None, row.prompt, [row.prompt, row.asked], js=TAKE, **quiet)
+    taken.then(asking, told, drawn, **quiet)
+    transcript.suggest(suggest, None, row.asked, queue=False, **quiet).then(asking, told, drawn, **quiet)
     # `multiple` and no limit: with Gradio's defaults a second quick click is dropped, and raters wait for each other.
-    transcript.act(
-        on_act,
-        conversation,
-        transcript,
-        trigger_mode="multiple",
-        concurrency_limit=None,
-        queue=False,
-        **quiet,
-    )
-    stopper.click(stop, conversation, None, queue=False, **quiet)
-    restart.click(start_over, conversation, [conversation, transcript, browser], queue=False, **quiet)
+    judging: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": None, "queue": False}
+    transcript.act(on_act, conversation, transcript, **judging, **quiet)
+    row.stopper.click(stop, conversation, None, queue=False, **quiet)
+    row.restart.click(start_over, conversation, [conversation, transcript, browser], queue=False, **quiet)
     return transcript

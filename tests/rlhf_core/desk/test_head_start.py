@@ -31,8 +31,8 @@ def fresh_model(*, attention_bias: bool = True) -> LlamaForCausalLM:
 def shuffled_repeat(rng: random.Random) -> tuple[list[int], list[int]]:
     """Six runs of random tokens, then the same runs in another order; and the places a copier can know.
 
-    Half the runs are digits, which repeat, so one token of context does not tell where a run stood. The first two tokens
-    of a run are left out: nothing before them says which run comes.
+    Half the runs are digits, which repeat, so one token of context does not tell where a run stood. The first two
+    tokens of a run are left out: nothing before them says which run comes.
     """
     runs = [[rng.choice(DIGITS) for _ in range(6)] if k % 2 else rng.sample(range(10, VOCAB), 5) for k in range(6)]
     token_ids = [token for run in runs for token in run]
@@ -62,8 +62,9 @@ def test_planted_heads_copy_runs_met_before_without_training() -> None:
 
 def test_the_same_random_state_plants_the_same_heads() -> None:
     first, second = fresh_model(), fresh_model()
-    plant_copying_heads(first)
-    plant_copying_heads(second)
+    for model in (first, second):
+        torch.manual_seed(1)
+        plant_copying_heads(model)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 

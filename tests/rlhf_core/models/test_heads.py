@@ -15,9 +15,9 @@ def test_the_head_starts_small_and_from_its_generator(tiny_policy: LoadedPolicy)
     one, again, other = (RewardModel(trunk, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one.head.weight, again.head.weight)
     assert not torch.equal(one.head.weight, other.head.weight)
-    # 64 weights of N(0, 1 / 65): the sample's standard deviation has a standard error of 0.124 / sqrt(128) = 0.011.
-    assert float(one.head.weight.std()) == pytest.approx(1 / math.sqrt(65), abs=0.044)
-    assert float(one.head.bias) == 0.0
+    # 64 weights of N(0, 1 / 65): their standard deviation has a standard error of 0.124 / sqrt(128) = 0.011.
+    assert one.head.weight.std().item() == pytest.approx(1 / math.sqrt(65), abs=0.044)
+    assert one.head.bias.item() == 0.0
 
 
 def test_a_batch_holds_rows_padded_on_the_right_and_both_lengths() -> None:

@@ -10,7 +10,6 @@ from ui.client import ApiClient
 from ui.conversation import Conversation
 from ui.tabs.chat import Drawn, act, frames, restore, send, start_over, stop
 
-
 KEPT = {"user": "ann", "conversation_id": "c1"}
 
 
@@ -48,7 +47,7 @@ def test_an_empty_prompt_asks_nothing(api: ScriptedApi, client: ApiClient) -> No
 
 def test_the_next_prompt_carries_the_turns_before(api: ScriptedApi, client: ApiClient) -> None:
     said(client, "one", "two")
-    assert [message["content"] for message in api.requests[1][3]["messages"]] == ["one", ANSWER, "two"]
+    assert [message["content"] for message in api.requests[-1][3]["messages"]] == ["one", ANSWER, "two"]
 
 
 def test_a_failed_turn_says_why_and_gives_the_prompt_back(api: ScriptedApi, client: ApiClient) -> None:
