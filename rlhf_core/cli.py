@@ -79,12 +79,8 @@ def _publish(settings: Settings, options: argparse.Namespace) -> int:
 def _rollback(settings: Settings, options: argparse.Namespace) -> int:
     from rlhf_core.ledger import open_store, roll_back
 
-    version = roll_back(
-        open_store(settings), settings.checkpoints_path, options.version, options.reason, time.time()
-    )
-    print(
-        f"policy {version.policy_version} is published: checkpoint {version.checkpoint_id} ({version.reason})"
-    )
+    version = roll_back(open_store(settings), settings.checkpoints_path, options.version, options.reason, time.time())
+    print(f"policy {version.policy_version} is published: checkpoint {version.checkpoint_id} ({version.reason})")
     return 0
 
 

@@ -63,9 +63,7 @@ def evaluate_candidate(
     judgements it rejects; it never raises for want of evidence.
     """
     numbers = measure_candidate(candidate, live, reference, reward, judge, prompts, ratings, pairs, settings)
-    return decide(
-        numbers, settings, checkpoint_id=candidate.checkpoint_id, parent_version=live.policy_version, now=now
-    )
+    return decide(numbers, settings, checkpoint_id=candidate.checkpoint_id, parent_version=live.policy_version, now=now)
 
 
 def measure_candidate(
@@ -82,9 +80,7 @@ def measure_candidate(
     """All numbers of one decision. The same policies, prompts and seed give the same numbers."""
     climbed, judging = (evaluate(model, ratings, pairs) for model in (reward, judge))
     ours, theirs = (answer(policy, prompts, settings) for policy in (candidate, live))
-    our_scores, their_scores = (
-        score(judge, [(one.prompt, one.token_ids) for one in each]) for each in (ours, theirs)
-    )
+    our_scores, their_scores = (score(judge, [(one.prompt, one.token_ids) for one in each]) for each in (ours, theirs))
     contest = count_wins(ours, theirs, our_scores, their_scores)
     return GateNumbers(
         reward_accuracy=climbed.accuracy,
@@ -108,17 +104,13 @@ def measure_candidate(
     )
 
 
-def answer(
-    policy: LoadedPolicy, prompts: Sequence[TokenIds], settings: GateSettings
-) -> list[SampledResponse]:
+def answer(policy: LoadedPolicy, prompts: Sequence[TokenIds], settings: GateSettings) -> list[SampledResponse]:
     """One sampled answer per prompt; the i-th has a seed of its own, which nothing else in the batch can
     shift.
     """
     if not prompts:
         return []
-    engine = Engine(
-        policy, max_running=settings.max_running, max_waiting=len(prompts), max_context=policy.max_context
-    )
+    engine = Engine(policy, max_running=settings.max_running, max_waiting=len(prompts), max_context=policy.max_context)
     requests = [
         GenerationRequest(
             request_id=f"gate-{at}",

@@ -150,9 +150,7 @@ def _win_rate(numbers: GateNumbers, settings: GateSettings, low: float, high: fl
 
 def _ref_kl(numbers: GateNumbers, settings: GateSettings) -> GateCheck:
     seen, bound = numbers.ref_kl, settings.kl_budget
-    reason = (
-        f"the candidate is {seen:.2f} nats per answer from the supervised policy, the budget is {bound:.2f}"
-    )
+    reason = f"the candidate is {seen:.2f} nats per answer from the supervised policy, the budget is {bound:.2f}"
     return GateCheck(name="ref_kl", value=seen, bound=bound, passed=seen <= bound, reason=reason)
 
 

@@ -31,9 +31,7 @@ def describe(store: PolicyStore) -> Iterator[str]:
         yield f"{mark}{version.policy_version:>6}  {when}  {version.checkpoint_id:20}  {version.actor:9} {version.reason}"
 
 
-def roll_back(
-    store: PolicyStore, checkpoints: Path, to_version: int | None, reason: str, now: float
-) -> PolicyVersion:
+def roll_back(store: PolicyStore, checkpoints: Path, to_version: int | None, reason: str, now: float) -> PolicyVersion:
     """Publish an earlier policy under a new version; by default the one before the live one's first publication.
 
     Raises NotFoundError when there is none, CheckpointError when its directory no longer matches its seal,

@@ -126,9 +126,7 @@ def current_judgements(
 
 
 def _judgements(batch: PreferenceBatch) -> list[tuple[str, RatedResponse | PreferencePair]]:
-    ratings: list[tuple[str, RatedResponse | PreferencePair]] = [
-        (rating_key(each), each) for each in batch.ratings
-    ]
+    ratings: list[tuple[str, RatedResponse | PreferencePair]] = [(rating_key(each), each) for each in batch.ratings]
     return ratings + [(pair_key(each), each) for each in batch.pairs]
 
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_core.checkpoints import MANIFEST, checkpoint_path, load_manifest, new_checkpoint_id, seal, verify
+from rlhf_core.compatibility import require_same_shape
 from rlhf_core.engine.engine import probe
 from rlhf_core.errors import CheckpointError
-from rlhf_core.models.load import fetch_model, load_policy
+from rlhf_core.models.load import fetch_model, load_policy, probe_prompts
 from rlhf_core.records import Manifest, PolicyVersion
 from rlhf_core.store.policies import PolicyStore
 
 
-def publish_directory(
-    store: PolicyStore, checkpoints: Path, directory: Path, reason: str, now: float
-) -> PolicyVersion:
+def publish_directory(store: PolicyStore, checkpoints: Path, directory: Path, reason: str, now: float) -> PolicyVersion:
     """Publish a sealed checkpoint or a plain `transformers` directory. Raises CheckpointError or ModelError."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory")
@@ -26,8 +25,11 @@ def publish_directory(
     if manifest.kind != "policy":
         raise CheckpointError(f"{directory} is a {manifest.kind} checkpoint, not a policy")
     if live is not None:
-        _compare_with_live(checkpoints, manifest, live)
-    probe(load_policy(checkpoint_path(checkpoints, manifest.checkpoint_id)))
+        require_same_shape(
+            checkpoint_path(checkpoints, manifest.checkpoint_id), checkpoint_path(checkpoints, live.checkpoint_id)
+        )
+    policy = load_policy(checkpoint_path(checkpoints, manifest.checkpoint_id))
+    probe(policy, probe_prompts(policy.tokenizer))
     return store.publish(
         checkpoint_id=manifest.checkpoint_id,
         weights_sha256=manifest.weights_sha256,
@@ -55,12 +57,3 @@ def _sealed(checkpoints: Path, directory: Path, now: float) -> Manifest:
         "parent": parent,
     }
     return seal(checkpoints, lambda building: fetch_model(str(directory), building), fields)
-
-
-def _compare_with_live(checkpoints: Path, manifest: Manifest, live: PolicyVersion) -> None:
-    expected = load_manifest(checkpoint_path(checkpoints, live.checkpoint_id)).template_sha256
-    if manifest.template_sha256 != expected:
-        raise CheckpointError(
-            f"{manifest.checkpoint_id} has another chat template than the live policy: "
-            f"{manifest.template_sha256[:12]} instead of {expected[:12]}"
-        )

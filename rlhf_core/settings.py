@@ -71,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The key with which the UI and the demo call the API."""
     # The model and the engine.
     model: str = "desk"
-    """First policy: `desk` (bundled), a local `transformers` directory, or a hub id. Read only while nothing is published."""
+    """First policy: `desk` (bundled), a `transformers` directory, or a hub id. Read while nothing is published."""
     max_running: Annotated[int, Meta(ge=1, le=1024)] = 32
     """Sequences that the engine decodes at once; each has a slot in the KV cache."""
     max_waiting: Annotated[int, Meta(ge=0)] = 128
@@ -149,7 +149,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def resolved_api_url(self) -> str:
-        return self.api_url.rstrip("/") or f"http://{_url_host(self.host)}:{self.api_port}"
+        return self.api_url.rstrip("/") or self.local_url(self.api_port)
+
+    def local_url(self, port: int) -> str:
+        """How this machine reaches what binds ATTUNE_HOST on `port`."""
+        return f"http://{_url_host(self.host)}:{port}"
 
     @property
     def resolved_redis_url(self) -> str:

@@ -105,9 +105,7 @@ def _refuse_taken_ports(settings: Settings) -> None:
             try:
                 probe.bind((host, port))
             except OSError as error:
-                raise SettingsError(
-                    f"port {port} of {host} cannot be used ({error.strerror}); set {name}"
-                ) from None
+                raise SettingsError(f"port {port} of {host} cannot be used ({error.strerror}); set {name}") from None
 
 
 def _stop_on_signals() -> list[int]:
@@ -119,34 +117,23 @@ def _stop_on_signals() -> list[int]:
 
 
 def _announce(settings: Settings, process: subprocess.Popen[bytes], run: Path, stop: list[int]) -> None:
-    api = settings.resolved_api_url
-    ui = (
-        api.rsplit(":", 1)[0] + f":{settings.ui_port}"
-        if not settings.api_url
-        else f"http://127.0.0.1:{settings.ui_port}"
-    )
-    print(f"Starting Attune on {settings.data_path} (logs in {settings.data_path / 'logs'})", flush=True)
-    waiting = {f"http://127.0.0.1:{settings.api_port}/health/ready": "API", f"{ui}/": "UI"}
-    if settings.host not in ("127.0.0.1", "localhost", "0.0.0.0"):
-        waiting = {f"{api}/health/ready": "API", f"{ui}/": "UI"}
+    """Wait until both addresses answer, and print them. Raises UpError when a process ended for good."""
+    logs = settings.data_path / "logs"
+    print(f"Starting Attune on {settings.data_path} (logs in {logs})", flush=True)
+    addresses = {"API": f"{settings.local_url(settings.api_port)}", "UI": settings.local_url(settings.ui_port)}
+    waiting = {"API": f"{addresses['API']}/health/ready", "UI": f"{addresses['UI']}/"}
     deadline = time.monotonic() + START_SECONDS
     while waiting and not stop:
         if process.poll() is not None:
-            raise UpError(
-                f"supervisord ended with status {process.returncode}; its log is in {settings.data_path / 'logs'}"
-            )
+            raise UpError(f"supervisord ended with status {process.returncode}; its log is in {logs}")
         _raise_if_gone(settings, run)
         if time.monotonic() > deadline:
-            raise UpError(
-                f"the {' and the '.join(waiting.values())} did not answer within {START_SECONDS:.0f} s; see {settings.data_path / 'logs'}"
-            )
-        waiting = {url: name for url, name in waiting.items() if not _answers(url)}
+            raise UpError(f"no answer from the {' and the '.join(waiting)} within {START_SECONDS:.0f} s; see {logs}")
+        waiting = {name: url for name, url in waiting.items() if not _answers(url)}
         time.sleep(0.3)
     if not stop:
-        print(
-            f"  chat       {ui}\n  API        {api}\n  try        make demo\n  Ctrl-C ends everything.",
-            flush=True,
-        )
+        print(f"  chat       {addresses['UI']}\n  API        {addresses['API']}", flush=True)
+        print("  try        make demo\n  Ctrl-C ends everything.", flush=True)
 
 
 def _answers(url: str) -> bool:
@@ -171,9 +158,7 @@ def _process_states(run: Path) -> list[dict[str, Any]]:
     path = run / "supervisor.sock"
     if not path.exists():
         return []
-    proxy = xmlrpc.client.ServerProxy(
-        "http://localhost", transport=SupervisorTransport(None, None, f"unix://{path}")
-    )
+    proxy = xmlrpc.client.ServerProxy("http://localhost", transport=SupervisorTransport(None, None, f"unix://{path}"))
     try:
         states: Any = proxy.supervisor.getAllProcessInfo()
     except (OSError, xmlrpc.client.Error):

@@ -5,35 +5,18 @@ Also publishes the very first policy, once, from the configured model.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
-from rlhf_core.checkpoints import checkpoint_path, load_manifest, new_checkpoint_id, seal, verify
+from rlhf_core.checkpoints import checkpoint_path, new_checkpoint_id, seal, verify
+from rlhf_core.compatibility import require_same_shape
 from rlhf_core.engine.engine import probe
 from rlhf_core.errors import CheckpointError, ConflictError
-from rlhf_core.models.load import LoadedPolicy, fetch_model, load_policy, render_prompt
-from rlhf_core.records import Message, PolicyVersion
+from rlhf_core.models.load import LoadedPolicy, fetch_model, load_policy, probe_prompts
+from rlhf_core.records import PolicyVersion
 from rlhf_core.settings import Settings
 from rlhf_core.store.policies import PolicyStore
-
-PROBES = ("Hello.", "What can you do for me?", "My order has not arrived yet.")
-SHAPE = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "n_embd",
-    "intermediate_size",
-    "num_hidden_layers",
-    "n_layer",
-    "num_attention_heads",
-    "n_head",
-    "num_key_value_heads",
-    "head_dim",
-)
-"""The entries of config.json that training never changes; others differ between releases of the library."""
 
 
 class PolicySource:
@@ -55,17 +38,7 @@ class PolicySource:
     def compare(self, version: PolicyVersion, serving: LoadedPolicy) -> None:
         """Refuse what could not take over running traffic. Raises CheckpointError."""
         new = checkpoint_path(self._checkpoints, version.checkpoint_id)
-        old = checkpoint_path(self._checkpoints, serving.checkpoint_id)
-        if load_manifest(new).template_sha256 != load_manifest(old).template_sha256:
-            raise CheckpointError(f"{new.name} has another chat template than {old.name}")
-        new_config, old_config = _config(new), _config(old)
-        for name in SHAPE:
-            if new_config.get(name) != old_config.get(name):
-                raise CheckpointError(
-                    f"{new.name} has {name} {new_config.get(name)}, {old.name} has {old_config.get(name)}"
-                )
-        if _vocabulary(new) != _vocabulary(old):
-            raise CheckpointError(f"{new.name} has another vocabulary than {old.name}")
+        require_same_shape(new, checkpoint_path(self._checkpoints, serving.checkpoint_id))
 
     def load(self, version: PolicyVersion) -> LoadedPolicy:
         """Raises ModelError."""
@@ -79,8 +52,7 @@ class PolicySource:
 
     def probe(self, policy: LoadedPolicy) -> None:
         """A few greedy tokens must come out finite. Raises ModelError."""
-        prompts = [render_prompt(policy.tokenizer, [Message("user", text)]) for text in PROBES]
-        probe(policy, [tuple(prompt) for prompt in prompts])
+        probe(policy, probe_prompts(policy.tokenizer))
 
 
 def publish_first(policies: PolicyStore, settings: Settings) -> PolicyVersion:
@@ -112,18 +84,3 @@ def _publish_configured(policies: PolicyStore, settings: Settings) -> PolicyVers
         live = policies.live()
         assert live is not None, "a conflict means that something is published"
         return live
-
-
-def _config(directory: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((directory / "config.json").read_text())
-    return content
-
-
-def _vocabulary(directory: Path) -> object:
-    """Token to id. Not the whole file: saving a tokenizer again may reorder what does not matter."""
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        return None
-    content = json.loads(path.read_text())
-    added = {token["id"]: token["content"] for token in content.get("added_tokens", [])}
-    return content["model"].get("vocab"), added

@@ -1,6 +1,7 @@
 """The README is tested: its settings table is the code's, its tree exists, its commands are the Makefile's."""
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -23,12 +24,8 @@ def settings_in_code() -> dict[str, tuple[str, str]]:
     tree = ast.parse((ROOT / "rlhf_core" / "settings.py").read_text())
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings").body
     texts: dict[str, str] = {}
-    for field, text in zip(body, body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-        ):
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             assert isinstance(field.target, ast.Name)
             texts[field.target.id] = str(text.value.value)
     defaults = Settings()

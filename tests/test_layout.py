@@ -23,7 +23,7 @@ HOMES = {
     "matplotlib": ("ui/",),
     "redis": ("rlhf_core/store/",),
     "supervisor": ("rlhf_core/up.py",),
-    **{library: ("rlhf_core/",) for library in TENSOR_LIBRARIES},
+    **dict.fromkeys(TENSOR_LIBRARIES, ("rlhf_core/",)),
 }
 """Outside `rlhf_core`, only the bench may touch a tensor library: it races `generate()`."""
 HOMES["torch"] += ("server/bench.py",)
@@ -34,6 +34,9 @@ RECORDS_TIER = (
     "settings",
     "errors",
     "checkpoints",
+    "compatibility",
+    "baselines",
+    "gate_rules",
     "preferences",
     "wilson",
     "ledger",
@@ -115,9 +118,7 @@ def modules_of(tier: tuple[str, ...]) -> list[str]:
 )
 def test_importing_it_never_loads_torch(modules: list[str]) -> None:
     program = f"import sys, importlib; [importlib.import_module(m) for m in {modules!r}]; print('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
 

@@ -177,9 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--seed", type=int, default=int(os.environ.get("SEED", "0")), help="of the scripted people"
-    )
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED", "0")), help="of the scripted people")
     parser.add_argument("--cycles", type=int, default=3, help="policy trainings to wait for")
     parser.add_argument("--ratings", type=int, default=180, help="ratings of the last version")
     parser.add_argument("--minutes", type=float, default=12.0, help="end the teaching after so long")
@@ -198,9 +196,7 @@ def _ready_status(client: ApiClient, url: str) -> Status:
 
 def _run(client: ApiClient, options: argparse.Namespace, first: Status) -> int:
     live = first.live.policy_version if first.live else 0
-    print(
-        f"Scripted raters (seed {options.seed}) teach policy {live}: {len(INTENTS)} kinds of question, one taste."
-    )
+    print(f"Scripted raters (seed {options.seed}) teach policy {live}: {len(INTENTS)} kinds of question, one taste.")
     started = time.monotonic()
     people = [Person(client, options.seed, number) for number in range(PEOPLE)]
     with tqdm(total=100, bar_format="{desc:58.58} |{bar:24}| {n_fmt:>4}/{total_fmt} {elapsed}") as bar:

@@ -43,9 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int) -> P
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(NUMBER_CHUNK), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.ByteLevel(), decoders.Strip(content=" ", left=1, right=0)]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(content=" ", left=1, right=0)])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - NUMBER_TOKENS,
         special_tokens=list(SPECIAL_TOKENS),

@@ -81,9 +81,7 @@ def is_up(ratings: Sequence[RatedResponse]) -> Tensor:
     return torch.tensor([each.value == "up" for each in ratings], dtype=torch.bool)
 
 
-def evaluate(
-    model: RewardModel, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair]
-) -> RewardEvaluation:
+def evaluate(model: RewardModel, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair]) -> RewardEvaluation:
     """Predict held-out judgements: a thumb is up when P(up) > 0.5, the higher score is chosen, equal scores
     count half.
     """

@@ -40,9 +40,7 @@ class HeadSolution(NamedTuple):
     threshold: Tensor
 
 
-def solve_head(
-    features: Features, *, ridge: float, label_smoothing: float, thumbs_weight: float
-) -> HeadSolution:
+def solve_head(features: Features, *, ridge: float, label_smoothing: float, thumbs_weight: float) -> HeadSolution:
     """The head that minimises sum_pairs L + w sum_thumbs L + ridge |v|^2 + (log alpha)^2 / 2.
 
     v are the weights for features scaled to unit mean square, so `ridge` means the same for every trunk. Raw

@@ -129,9 +129,7 @@ def _solve_head(
     pairs: Sequence[PreferencePair],
     settings: RewardSettings,
 ) -> None:
-    rated, chosen, rejected = features(model, answers_of(ratings, pairs)).split(
-        [len(ratings), len(pairs), len(pairs)]
-    )
+    rated, chosen, rejected = features(model, answers_of(ratings, pairs)).split([len(ratings), len(pairs), len(pairs)])
     with torch.enable_grad():
         solution = solve_head(
             Features(rated, is_up(ratings), chosen, rejected),
@@ -186,9 +184,7 @@ def preference_loss(
     thumbs = thumb_losses(rated, up, model.log_alpha, model.threshold, settings.label_smoothing).sum()
     choices = pair_losses(chosen, rejected, settings.label_smoothing).sum()
     weight = len(pairs) + settings.thumbs_weight * len(ratings)
-    loss: Tensor = (choices + settings.thumbs_weight * thumbs) / weight + log_alpha_penalty(
-        model.log_alpha
-    ) / total
+    loss: Tensor = (choices + settings.thumbs_weight * thumbs) / weight + log_alpha_penalty(model.log_alpha) / total
     if pairs:
         loss = loss + settings.centering * centering_losses(chosen, rejected).mean()
     return loss
@@ -201,9 +197,7 @@ def _batches(
     for _ in range(settings.epochs):
         epoch = [
             batch
-            for window in _cut(
-                shuffle.sample(judgements, len(judgements)), WINDOW_BATCHES * settings.batch_size
-            )
+            for window in _cut(shuffle.sample(judgements, len(judgements)), WINDOW_BATCHES * settings.batch_size)
             for batch in _cut(sorted(window, key=_length), settings.batch_size)
         ]
         shuffle.shuffle(epoch)
@@ -242,9 +236,7 @@ def _normalise(model: RewardModel, answers: Sequence[PromptResponse]) -> None:
     scores = score(model, answers).double()
     std = float(scores.std(unbiased=False))
     if not (math.isfinite(std) and std > LEAST_SPREAD):
-        raise TrainingError(
-            f"the reward model scores {len(scores)} reference answers alike (standard deviation {std})"
-        )
+        raise TrainingError(f"the reward model scores {len(scores)} reference answers alike (standard deviation {std})")
     model.normalise(float(scores.mean()), std)
 
 

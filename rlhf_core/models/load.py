@@ -33,6 +33,7 @@ from rlhf_core.errors import InvalidRequestError, ModelError
 from rlhf_core.models.attention import ATTENTION, register_attention
 from rlhf_core.records import Message
 
+PROBES: Final = ("Hello.", "What can you do for me?", "My order has not arrived yet.")
 DESK_CHECKPOINT: Final = Path(__file__).parent.parent / "desk" / "checkpoint"
 
 MODEL_FILES: Final = (
@@ -271,3 +272,8 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
             f"this model's chat template does not accept the messages: {_first_line(error)}", param="messages"
         ) from error
     return [int(token_id) for token_id in rendered]
+
+
+def probe_prompts(tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
+    """Token ids of a few fixed prompts, to ask of a policy before it takes traffic."""
+    return [tuple(render_prompt(tokenizer, [Message("user", text)])) for text in PROBES]

@@ -62,18 +62,14 @@ def judge(tiny_policy: LoadedPolicy) -> RewardModel:
         ((1, 2, 3, 4, 9, 1, 2, 3, 4, 8, 1, 2, 3, 4), True),
     ],
 )
-def test_an_answer_repeats_itself_when_four_tokens_come_a_third_time(
-    token_ids: tuple[int, ...], repeats: bool
-) -> None:
+def test_an_answer_repeats_itself_when_four_tokens_come_a_third_time(token_ids: tuple[int, ...], repeats: bool) -> None:
     assert repeats_itself(token_ids) is repeats
 
 
 def test_wins_count_once_ties_half_and_equal_answers_are_ties_whatever_their_scores() -> None:
     ours = [said(1), said(2), said(3), said(4), said(5)]
     theirs = [said(9), said(9), said(3), said(9), said(9)]
-    contest = count_wins(
-        ours, theirs, torch.tensor([2.0, 0.0, 5.0, 1.0, 3.0]), torch.tensor([1.0, 1.0, 0.0, 1.0, 2.0])
-    )
+    contest = count_wins(ours, theirs, torch.tensor([2.0, 0.0, 5.0, 1.0, 3.0]), torch.tensor([1.0, 1.0, 0.0, 1.0, 2.0]))
     # Won, lost, the same answer, the same score, won: 2 wins and 2 ties.
     assert contest == (3.0, 2)
 
@@ -88,9 +84,7 @@ def test_both_policies_get_the_same_seeds_so_the_same_policy_answers_the_same(
 
 
 def test_a_policy_has_no_kl_from_itself(tiny_policy: LoadedPolicy) -> None:
-    assert mean_ref_kl(answer(tiny_policy, PROMPTS, SETTINGS), tiny_policy, 1.0) == pytest.approx(
-        0.0, abs=1e-3
-    )
+    assert mean_ref_kl(answer(tiny_policy, PROMPTS, SETTINGS), tiny_policy, 1.0) == pytest.approx(0.0, abs=1e-3)
 
 
 def test_ref_kl_is_summed_over_tokens_and_averaged_over_answers(tiny_policy: LoadedPolicy) -> None:
@@ -110,8 +104,7 @@ def test_the_estimated_kl_agrees_with_the_exact_one(tiny_policy: LoadedPolicy) -
     with torch.inference_mode():
         input_ids = torch.tensor([prompt])
         ours, theirs = (
-            policy.model(input_ids=input_ids).logits[0, -1].log_softmax(-1)
-            for policy in (candidate, tiny_policy)
+            policy.model(input_ids=input_ids).logits[0, -1].log_softmax(-1) for policy in (candidate, tiny_policy)
         )
     exact = float((ours.exp() * (ours - theirs)).sum())
     spread = math.sqrt(float((ours.exp() * (ours - theirs).square()).sum()) - exact**2)
@@ -137,9 +130,7 @@ def thumbs(count: int) -> list[RatedResponse]:
     ]
 
 
-def test_a_candidate_that_the_judge_likes_better_is_accepted(
-    tiny_policy: LoadedPolicy, judge: RewardModel
-) -> None:
+def test_a_candidate_that_the_judge_likes_better_is_accepted(tiny_policy: LoadedPolicy, judge: RewardModel) -> None:
     settings = GateSettings(max_new_tokens=1, end_rate=0.0, kl_budget=50.0)
     candidate = preferring(tiny_policy, LIKED, by=30.0)
     report = evaluate_candidate(
@@ -162,9 +153,7 @@ def test_a_worse_candidate_is_rejected_by_the_win_rate(tiny_policy: LoadedPolicy
     assert [check.name for check in report.checks if not check.passed] == ["win_rate"]
 
 
-def test_the_live_policy_against_itself_ties_everywhere(
-    tiny_policy: LoadedPolicy, judge: RewardModel
-) -> None:
+def test_the_live_policy_against_itself_ties_everywhere(tiny_policy: LoadedPolicy, judge: RewardModel) -> None:
     settings = GateSettings(max_new_tokens=4, end_rate=0.0, repetition=1.0)
     report = evaluate_candidate(
         tiny_policy, tiny_policy, tiny_policy, judge, judge, PROMPTS, thumbs(12), [], settings, now=0.0
@@ -176,9 +165,7 @@ def test_the_live_policy_against_itself_ties_everywhere(
     )
 
 
-def test_without_prompts_and_feedback_the_gate_stays_shut(
-    tiny_policy: LoadedPolicy, judge: RewardModel
-) -> None:
+def test_without_prompts_and_feedback_the_gate_stays_shut(tiny_policy: LoadedPolicy, judge: RewardModel) -> None:
     report = evaluate_candidate(
         tiny_policy, tiny_policy, tiny_policy, judge, judge, [], [], [], GateSettings(), now=0.0
     )

@@ -57,9 +57,7 @@ def test_a_candidate_that_passes_every_check_is_accepted() -> None:
         ("length_ratio", {"live_length": 0.0}),
     ],
 )
-def test_each_failing_check_rejects_by_itself_and_gives_its_reason(
-    failing: str, changes: dict[str, float]
-) -> None:
+def test_each_failing_check_rejects_by_itself_and_gives_its_reason(failing: str, changes: dict[str, float]) -> None:
     report = decided(**changes)
     assert not report.accepted
     assert [check.name for check in report.checks if not check.passed] == [failing]
@@ -102,9 +100,7 @@ def test_every_check_is_listed_with_a_reason_whether_it_passed_or_not() -> None:
 
 
 def test_a_rejection_for_several_causes_names_them_all() -> None:
-    assert [
-        check.name for check in decided(wins=0.0, ref_kl=99.0, end_rate=0.5).checks if not check.passed
-    ] == [
+    assert [check.name for check in decided(wins=0.0, ref_kl=99.0, end_rate=0.5).checks if not check.passed] == [
         "win_rate",
         "ref_kl",
         "end_rate",

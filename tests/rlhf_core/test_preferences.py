@@ -22,9 +22,7 @@ from rlhf_core.preferences import (
 from rlhf_core.records import Message, PreferenceBatch, PreferencePair, RatedResponse, RatingValue
 
 
-def rated(
-    event_id: str, target: str, value: RatingValue = "up", rater: str = "ann", key: str = "k"
-) -> RatedResponse:
+def rated(event_id: str, target: str, value: RatingValue = "up", rater: str = "ann", key: str = "k") -> RatedResponse:
     return RatedResponse(
         event_id=event_id,
         rater=rater,
@@ -95,15 +93,9 @@ def test_every_judgement_is_in_exactly_one_split_and_a_prompt_is_never_divided()
     ratings = [rated(f"r{at}", f"i{at}", key=f"prompt {at % 40}") for at in range(200)]
     pairs = [paired(f"p{at}", f"c{at}", key=f"prompt {at % 40}") for at in range(100)]
     parts = [select_split(ratings, pairs, name) for name in ("train", "judge", "gate")]
-    assert sorted(each.event_id for part in parts for each in part[0]) == sorted(
-        each.event_id for each in ratings
-    )
-    assert sorted(each.event_id for part in parts for each in part[1]) == sorted(
-        each.event_id for each in pairs
-    )
-    prompts = [
-        {each.prompt_key for each in part[0]} | {each.prompt_key for each in part[1]} for part in parts
-    ]
+    assert sorted(each.event_id for part in parts for each in part[0]) == sorted(each.event_id for each in ratings)
+    assert sorted(each.event_id for part in parts for each in part[1]) == sorted(each.event_id for each in pairs)
+    prompts = [{each.prompt_key for each in part[0]} | {each.prompt_key for each in part[1]} for part in parts]
     assert sum(len(part) for part in prompts) == len(set.union(*prompts)) == 40
 
 
@@ -158,9 +150,7 @@ def test_the_latest_judgement_of_a_target_replaces_the_earlier_one() -> None:
 
 def test_withdrawn_changed_and_forgotten_judgements_are_dropped() -> None:
     batches = [
-        batch(
-            "1", tuple(rated(f"e{at}", f"i{at}") for at in range(4)), (paired("p1", "c1"), paired("p2", "c2"))
-        )
+        batch("1", tuple(rated(f"e{at}", f"i{at}") for at in range(4)), (paired("p1", "c1"), paired("p2", "c2")))
     ]
     current = {
         judgement_key("rating", "i0", "ann"): "e0",

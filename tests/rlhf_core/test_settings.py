@@ -15,9 +15,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 
 def test_values_are_converted_to_their_type() -> None:
-    settings = load_settings(
-        {"ATTUNE_API_PORT": "9000", "ATTUNE_PPO_KL_COEF": "0.1", "ATTUNE_MODEL": "/models/a"}
-    )
+    settings = load_settings({"ATTUNE_API_PORT": "9000", "ATTUNE_PPO_KL_COEF": "0.1", "ATTUNE_MODEL": "/models/a"})
     assert settings.api_port == 9000
     assert settings.ppo_kl_coef == 0.1
     assert settings.model == "/models/a"

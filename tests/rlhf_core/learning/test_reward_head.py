@@ -64,6 +64,4 @@ def test_alpha_is_learned_only_where_pairs_fix_the_scale() -> None:
 
 
 def test_the_same_features_give_the_same_head() -> None:
-    assert all(
-        torch.equal(one, other) for one, other in zip(solved(features()), solved(features()), strict=True)
-    )
+    assert all(torch.equal(one, other) for one, other in zip(solved(features()), solved(features()), strict=True))

@@ -71,9 +71,7 @@ def simulated_pairs(count: int, seed: int) -> list[PreferencePair]:
     return pairs
 
 
-def simulated_thumbs(
-    count: int, seed: int, *, slope: float = 2.0, threshold: float = 0.5
-) -> list[RatedResponse]:
+def simulated_thumbs(count: int, seed: int, *, slope: float = 2.0, threshold: float = 0.5) -> list[RatedResponse]:
     rng = random.Random(seed)
     thumbs = []
     for at in range(count):
@@ -142,17 +140,11 @@ def test_it_recovers_the_scores_behind_thumbs(trunk_dir: Path) -> None:
 
 
 def test_a_trunk_that_learns_recovers_them_too(trunk_dir: Path) -> None:
-    settings = msgspec.structs.replace(
-        HEAD_ONLY, epochs=3, learning_rate=1e-3, head_learning_rate=3e-3, batch_size=64
-    )
-    trained = train_reward_model(
-        trunk_dir, simulated_thumbs(600, 2), simulated_pairs(600, 1), settings, seed=0
-    )
+    settings = msgspec.structs.replace(HEAD_ONLY, epochs=3, learning_rate=1e-3, head_learning_rate=3e-3, batch_size=64)
+    trained = train_reward_model(trunk_dir, simulated_thumbs(600, 2), simulated_pairs(600, 1), settings, seed=0)
     assert correlation(trained, 99) > 0.95
     before = load_trunk(trunk_dir).state_dict()
-    assert any(
-        not torch.equal(tensor, before[name]) for name, tensor in trained.model.trunk.state_dict().items()
-    )
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in trained.model.trunk.state_dict().items())
 
 
 def test_without_epochs_the_trunk_is_the_policy_s(trunk_dir: Path) -> None:
@@ -176,9 +168,7 @@ def test_the_slope_of_thumbs_is_learned_beside_pairs(trunk_dir: Path) -> None:
 def test_scores_of_the_reference_answers_have_mean_zero_and_spread_one(trunk_dir: Path) -> None:
     rng = random.Random(8)
     answers = [drawn(rng) for _ in range(50)]
-    trained = train_reward_model(
-        trunk_dir, simulated_thumbs(60, 1), [], QUICK, seed=3, reference_answers=answers
-    )
+    trained = train_reward_model(trunk_dir, simulated_thumbs(60, 1), [], QUICK, seed=3, reference_answers=answers)
     scores = score(trained.model, answers)
     assert float(scores.mean()) == pytest.approx(0.0, abs=1e-5)
     assert float(scores.std(unbiased=False)) == pytest.approx(1.0, abs=1e-5)
@@ -257,9 +247,7 @@ def test_scoring_nothing_gives_no_scores(quick: TrainedReward) -> None:
     assert score(quick.model, []).shape == (0,)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
-    trunk_dir: Path, quick: TrainedReward
-) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trunk_dir: Path, quick: TrainedReward) -> None:
     again, other = (
         train_reward_model(trunk_dir, simulated_thumbs(60, 1), simulated_pairs(40, 2), QUICK, seed=seed)
         for seed in (3, 4)
@@ -301,9 +289,7 @@ def test_a_saved_model_is_safetensors_and_json_and_nothing_else(quick: TrainedRe
 
 
 @pytest.mark.parametrize("missing", ["reward.json", "model.safetensors", "config.json"])
-def test_a_directory_without_one_of_the_files_is_refused(
-    quick: TrainedReward, tmp_path: Path, missing: str
-) -> None:
+def test_a_directory_without_one_of_the_files_is_refused(quick: TrainedReward, tmp_path: Path, missing: str) -> None:
     save_reward(quick.model, tmp_path)
     (tmp_path / missing).unlink()
     with pytest.raises(ModelError, match="reward model"):

@@ -152,6 +152,21 @@ def test_measuring_does_not_depend_on_the_microbatches(tiny_policy: LoadedPolicy
         torch.testing.assert_close(one, many, atol=2e-5, rtol=0)
 
 
+def test_the_pieces_of_a_rollout_fit_together(tiny_policy: LoadedPolicy, value_head: ValueHead) -> None:
+    prompt, response = PAIRS[0]
+    one = SampledResponse(prompt, response, (-1.0, -1.0, -1.0), ended=False)
+    settings = PPOSettings(gae_lambda=1.0, score_clip=5.0, missing_end_penalty=1.0)
+    model = tiny_policy.model
+    rollouts = measure([one], torch.tensor([9.0]), model, model, value_head, settings, kl_coef=0.1)
+    # Policy and reference are one model, so there is no KL: the reward is the score, clipped to 5, less 1, at the end,
+    # and with gamma and lambda 1 the return at each of the three tokens is that same 4.
+    assert rollouts.scores.tolist() == [9.0]
+    torch.testing.assert_close(rollouts.rewards, torch.tensor([[0.0, 0.0, 4.0]]))
+    torch.testing.assert_close(rollouts.returns, torch.full((1, 3), 4.0))
+    torch.testing.assert_close(rollouts.raw_advantages, 4.0 - rollouts.values)
+    assert float(rollouts.advantages.mean()) == pytest.approx(0.0, abs=1e-6)
+
+
 def test_importance_weights_are_capped_ratios_of_trainer_to_sampler(tiny_policy: LoadedPolicy) -> None:
     prompt, response = PAIRS[0]
     model, head, settings = tiny_policy.model, ValueHead(32), PPOSettings(importance_cap=2.0)
