@@ -28,7 +28,8 @@ def describe(store: PolicyStore) -> Iterator[str]:
     for version in store.ledger():
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(version.published_at))
         mark = "* " if version.policy_version == live else "  "
-        yield f"{mark}{version.policy_version:>6}  {when}  {version.checkpoint_id:20}  {version.actor:9} {version.reason}"
+        what = f"{version.policy_version:>6}  {when}  {version.checkpoint_id:20}"
+        yield f"{mark}{what}  {version.actor:9} {version.reason}"
 
 
 def roll_back(store: PolicyStore, checkpoints: Path, to_version: int | None, reason: str, now: float) -> PolicyVersion:

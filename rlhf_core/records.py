@@ -79,7 +79,7 @@ class Interaction(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...] = ()
     """The response, including the end token when the policy emitted it."""
     logprobs: tuple[float, ...] = ()
-    """Per response token, in nats: log-softmax(logits / temperature) at the drawn token; at temperature 0, of logits."""
+    """Per response token, nats: log-softmax(logits / temperature) at the drawn token; at temperature 0, of logits."""
     sampling: Sampling = Sampling()
     policy_version: int = 0
     checkpoint_id: str = ""
@@ -89,7 +89,7 @@ class Interaction(msgspec.Struct, frozen=True, kw_only=True):
     first_token_at: float | None = None
     comparison_id: str | None = None
     stored: bool = True
-    """False when the caller sent `store: false`: then content fields are empty, and feedback counts but never trains."""
+    """False when the caller sent `store: false`: content fields are empty, and feedback counts but never trains."""
     metadata: dict[str, str] = {}
 
 

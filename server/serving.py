@@ -277,15 +277,15 @@ class Serving:
         if self._staged is None:
             return
         policy, flipped = self._staged
+        failure: Exception | None = None
         try:
             self._engine.swap(policy)
         except ConflictError:
             return
         except Exception as error:
-            self._post(partial(_settle, flipped, error))
-        else:
-            self._post(partial(_settle, flipped, None))
+            failure = error
         self._staged = None
+        self._post(partial(_settle, flipped, failure))
 
     def _post(self, callback: Callable[[], None]) -> None:
         # The loop is closed only when the process ends; nobody is left to read then.
@@ -294,9 +294,5 @@ class Serving:
 
 
 def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+    if not future.done():
+        future.set_exception(error) if error else future.set_result(None)

@@ -1,9 +1,9 @@
 """The desk model's tokenizer: byte-level BPE, up to three digits a token, and the chat template it is trained on.
 
-A word must have the same tokens wherever it stands, or copying a name from the start of a message would mean respelling it.
-So the template writes one space after each role token, `<|user|> Hello<|end|><|assistant|> Hi<|end|>`, and every word is a word with a
-space before it. An answer's first token therefore carries that space; the decoder drops one leading space, so decoding an
-answer gives clean text, and rendering that text in a later turn gives the very same tokens again.
+A word must have the same tokens wherever it stands, or copying a name from the start of a message would mean respelling
+it. So the template writes one space after each role token, `<|user|> Hello<|end|><|assistant|> Hi<|end|>`, and every
+word has a space before it. An answer's first token therefore carries that space; the decoder drops one leading space,
+so decoding an answer gives clean text, and rendering that text in a later turn gives the very same tokens again.
 """
 
 import json
