@@ -61,7 +61,7 @@ class Conversation:
         self.successor: Conversation | None = None
         """The conversation that replaced it on the screen while an answer was still streaming."""
         self.lock = threading.Lock()
-        """Held while a rating is saved, so that two quick clicks are stored in the order they were made."""
+        """Held while a turn begins or a rating is saved: two quick clicks are served one after the other."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Conversation:
         # Gradio copies a state's first value for each session; a lock cannot be copied, and a session starts empty.
@@ -75,6 +75,15 @@ class Conversation:
     def shown(self) -> Conversation:
         """What the screen shows now: a late event of a left conversation must not bring it back."""
         return self.successor.shown if self.successor else self
+
+    def begin(self, prompt: str) -> Turn | None:
+        """A new turn at the end; None while another one streams."""
+        with self.lock:
+            if self.streaming:
+                return None
+            self.turns.append(Turn(prompt))
+            self.stop = False
+            return self.turns[-1]
 
     def turn(self, interaction_id: str) -> Turn | None:
         return next((turn for turn in self.turns if interaction_id and turn.interaction_id == interaction_id), None)

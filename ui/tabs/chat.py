@@ -69,17 +69,19 @@ def _kept(conversation: Conversation) -> Browser:
 
 
 def send(client: ApiClient, conversation: Conversation, browser: Browser | None, prompt: str) -> Iterator[Drawn]:
-    """Stream one answer into the transcript. An empty prompt, or one sent while an answer streams, changes nothing."""
+    """Stream one answer into the transcript. An empty prompt changes nothing; one that comes while another answer
+    streams is given back to the box."""
     prompt = prompt.strip()
-    if not prompt or conversation.streaming:
+    if not prompt:
         yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
         return
     # A quick person sends before the page's load event has come, or after it failed.
     restore(client, conversation, browser)
     messages = conversation.messages(prompt)
-    turn = Turn(prompt)
-    conversation.turns.append(turn)
-    conversation.stop = False
+    turn = conversation.begin(prompt)
+    if turn is None:
+        yield _drawn(conversation, give_back=prompt)
+        return
     events = client.chat_stream(messages, conversation_id=conversation.conversation_id, user=conversation.user)
     try:
         yield _drawn(conversation)
@@ -212,13 +214,14 @@ def chat_tab(client: ApiClient, conversation: gr.State, browser: gr.BrowserState
         return act(client, held, event._data)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    # `multiple`, because by default the page drops an event while the one before it is pending; no limit, because by
+    # default one rater would wait for another.
+    judging: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": None, "queue": False}
     asking, told = partial(send, client), [conversation, browser, row.asked]
     drawn = [transcript, row.prompt, row.sender, row.stopper]
     taken = gr.on([row.prompt.submit, row.sender.click], None, row.prompt, [row.prompt, row.asked], js=TAKE, **quiet)
-    taken.then(asking, told, drawn, **quiet)
+    taken.then(asking, told, drawn, trigger_mode="multiple", **quiet)
     transcript.suggest(suggest, None, row.asked, queue=False, **quiet).then(asking, told, drawn, **quiet)
-    # `multiple` and no limit: with Gradio's defaults a second quick click is dropped, and raters wait for each other.
-    judging: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": None, "queue": False}
     transcript.act(on_act, conversation, transcript, **judging, **quiet)
     row.stopper.click(stop, conversation, None, queue=False, **quiet)
     row.restart.click(start_over, conversation, [conversation, transcript, browser], queue=False, **quiet)

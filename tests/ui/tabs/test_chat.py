@@ -45,6 +45,16 @@ def test_an_empty_prompt_asks_nothing(api: ScriptedApi, client: ApiClient) -> No
     assert api.requests == []
 
 
+def test_a_prompt_sent_while_an_answer_streams_is_given_back(client: ApiClient) -> None:
+    conversation = Conversation()
+    answering = send(client, conversation, KEPT, "one")
+    next(answering)
+    (_, prompt, *_), *rest = send(client, conversation, KEPT, "two")
+    assert (prompt["value"], rest) == ("two", [])
+    list(answering)
+    assert [turn.prompt for turn in conversation.turns] == ["one"]
+
+
 def test_the_next_prompt_carries_the_turns_before(api: ScriptedApi, client: ApiClient) -> None:
     said(client, "one", "two")
     assert [message["content"] for message in api.requests[-1][3]["messages"]] == ["one", ANSWER, "two"]
