@@ -39,6 +39,7 @@ from rlhf_core.desk.recipe import (
 )
 from rlhf_core.desk.tokenizer import train_tokenizer
 from rlhf_core.learning.sft import OnProgress, SftProgress, SftResult, encode_conversations, train_supervised
+from rlhf_core.learning.sft_settings import SftSettings
 
 ANSWERS_PER_BATCH = 50
 SAMPLES_KEPT = 12
@@ -67,7 +68,11 @@ def build_desk(recipe: DeskRecipe, out: Path, *, say: Say) -> DeskManifest:
     torch.manual_seed(recipe.seed)
     model = new_model(recipe, tokenizer)
     say(f"{len(data)} demonstrations, {len(tokenizer)} tokens, {model.num_parameters()} parameters")
-    result = _train(model, tokenizer, data, recipe, on_progress=_progress_lines(say))
+    result = _train(model, tokenizer, data, recipe.training, on_progress=_progress_lines(say))
+    if recipe.polish is not None:
+        more = list(demonstrations(recipe.polish_demonstrations, recipe.seed + 1))
+        polished = _train(model, tokenizer, more, recipe.polish, on_progress=_progress_lines(say))
+        data, result = data + more, SftResult(result.losses + polished.losses, result.tokens + polished.tokens)
     prompts = held_out_prompts(recipe.evaluation_prompts, recipe.seed)
     answers = answer_prompts(
         model,
@@ -162,13 +167,13 @@ def _train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: Sequence[Demonstration],
-    recipe: DeskRecipe,
+    settings: SftSettings,
     on_progress: OnProgress,
 ) -> SftResult:
     conversations = [[{"role": m.role, "content": m.content} for m in each.messages] for each in data]
     examples = encode_conversations(tokenizer, conversations)
     pad_token_id = int(tokenizer.pad_token_id)
-    return train_supervised(model, examples, recipe.training, pad_token_id=pad_token_id, on_progress=on_progress)
+    return train_supervised(model, examples, settings, pad_token_id=pad_token_id, on_progress=on_progress)
 
 
 def _progress_lines(say: Say) -> OnProgress:
@@ -248,7 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = RECIPES[options.recipe]
     if options.seed is not None:
         training = msgspec.structs.replace(recipe.training, seed=options.seed)
-        recipe = msgspec.structs.replace(recipe, seed=options.seed, training=training)
+        polish = recipe.polish and msgspec.structs.replace(recipe.polish, seed=options.seed + 1)
+        recipe = msgspec.structs.replace(recipe, seed=options.seed, training=training, polish=polish)
     manifest = build_desk(recipe, options.out, say=lambda line: print(line, flush=True))
     print(msgspec.json.format(msgspec.json.encode(manifest.quality), indent=1).decode())
     return 0

@@ -75,7 +75,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     directory = tmp_path_factory.mktemp("browser")
     with (
         start_embedded(directory / "store", free_port()) as store,
-        running_server(directory / "data", store.url, "/tmp/ui_dev/tiny") as server,
+        running_server(directory / "data", store.url, "desk") as server,
         running_ui(server.url, directory) as ui,
         httpx.Client(base_url=server.url, timeout=30.0) as api,
     ):

@@ -98,6 +98,15 @@ def test_a_trainer_unlike_the_sampler_shows_in_the_first_ratios(load: Load, mist
     assert learner.accumulate(rollouts, [6, 1, 3])["policy/ratio_gap"] > 1e-3
 
 
+def test_dropout_is_off_however_the_policy_comes(load: Load) -> None:
+    policy = load()
+    for layer in policy.model.model.layers:
+        layer.self_attn.attention_dropout = 0.3
+    policy.model.train()
+    result = train_ppo(policy, load(), low_tokens, PROMPTS, SMALL, 0, lambda stage, share: None)
+    assert result.metrics[0]["policy/ratio_first_minibatch"] < 1e-5
+
+
 def test_a_learning_rate_of_zero_leaves_every_bit_and_every_ratio(load: Load) -> None:
     settings = msgspec.structs.replace(SMALL, learning_rate=0.0, value_learning_rate=0.0, epochs=3)
     policy, result = run(load, settings)
@@ -172,6 +181,13 @@ def test_an_update_stops_early_when_the_policy_has_moved_too_far(load: Load) -> 
     _, result = run(load, settings)
     assert result.metrics[0]["policy/early_stop"] == 1.0
     assert result.metrics[0]["policy/steps"] == 1.0  # the first step is always from where it sampled
+
+
+def test_an_update_leaves_no_gradient_behind(load: Load) -> None:
+    for settings in (SMALL, msgspec.structs.replace(SMALL, target_kl=1e-6, learning_rate=1e-2)):
+        policy, result = run(load, settings)
+        assert not gradients(policy.model)
+        assert not gradients(result.value_head)
 
 
 def test_the_cycle_stops_when_the_kl_budget_is_spent(load: Load) -> None:
