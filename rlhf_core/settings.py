@@ -105,8 +105,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Passes over the rollouts of one update."""
     ppo_minibatch_size: Count = 64
     """Responses per optimizer step."""
-    ppo_learning_rate: Positive = 5e-5
-    """AdamW learning rate of policy and value head; falls linearly to 0 within a cycle."""
+    ppo_learning_rate: Positive = 1e-4
+    """AdamW learning rate of the policy; falls linearly to 0 within a cycle."""
     ppo_kl_coef: NonNegative = 0.05
     """Weight of the per-token KL penalty to the supervised policy."""
     ppo_clip_range: Positive = 0.2

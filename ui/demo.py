@@ -32,6 +32,10 @@ COMPARE_EVERY = 4
 POLL_SECONDS = 0.5
 
 
+Verdicts = tuple[int, int, str]
+"""Published by the gate, refused by it, and the id of a training that failed."""
+
+
 class Person:
     """A customer who rates what they were told. Each has a seed of their own, so a run can be repeated."""
 
@@ -79,20 +83,20 @@ class Demo:
         for cycle in range(1, cycles + 1):
             if self._out_of_time():
                 break
-            self._teach(f"cycle {cycle}/{cycles}: asking and rating")
-            self._wait_for_verdict(f"cycle {cycle}/{cycles}: learning")
+            before = verdicts(self._client.status())
+            self._teach(f"cycle {cycle}/{cycles}: asking and rating", before)
+            self._wait_for_verdict(f"cycle {cycle}/{cycles}: learning", before)
         self._measure(last_ratings)
 
-    def _teach(self, words: str) -> None:
+    def _teach(self, words: str, before: Verdicts) -> None:
         """Judgements until enough are in for the next policy training, or it has begun."""
-        before = finished_trainings(self._client.status())
         needed = self._client.status().feedback.until_policy
         self._bar.reset(total=needed)
 
         def done(status: Status) -> bool:
             self._show(max(0, needed - status.feedback.until_policy), words)
             begun = status.training is not None and status.training.kind == "policy"
-            return begun or status.feedback.until_policy <= 0 or finished_trainings(status) != before
+            return begun or status.feedback.until_policy <= 0 or verdicts(status) != before
 
         self._everybody_asks(done, compare=True)
 
@@ -128,16 +132,15 @@ class Demo:
         for future in running:
             future.result()
 
-    def _wait_for_verdict(self, words: str) -> None:
+    def _wait_for_verdict(self, words: str, before: Verdicts) -> None:
         """Until the policy training that the feedback started has ended, whatever it decided."""
-        before = finished_trainings(self._client.status())
         self._bar.reset(total=100)
         while not self._out_of_time():
             status = self._client.status()
             training = status.training
             stage = f"{training.kind} training, {training.stage}" if training else "about to start"
             self._show(int(100 * training.progress) if training else 0, f"{words} ({stage})")
-            if finished_trainings(status) != before:
+            if verdicts(status) != before:
                 return
             time.sleep(POLL_SECONDS)
 
@@ -150,12 +153,12 @@ class Demo:
         return time.monotonic() > self._deadline
 
 
-def finished_trainings(status: Status) -> tuple[int, int, str]:
-    """Changes exactly when a policy training ended: a version was served, a candidate refused, or the job failed."""
-    served = sum(version.served_at is not None or version.actor == "gate" for version in status.versions)
-    failed = status.last_job
-    lost = failed.job_id if failed and failed.kind == "policy" and failed.state in ("failed", "dead") else ""
-    return served, len(status.rejected), lost
+def verdicts(status: Status) -> Verdicts:
+    """Changes exactly when a policy training ended: published, refused, or failed."""
+    published = sum(version.actor == "gate" for version in status.versions)
+    job = status.last_job
+    lost = job.job_id if job and job.state in ("failed", "dead") else ""
+    return published, len(status.rejected), lost
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,7 +44,7 @@ def look(stores: Stores, settings: Settings, ring: Ring, now: float) -> None:
         if (lapsed := stores.jobs.lapsed()) is not None:
             ring_once(stores, lapsed, ring, now)
         return
-    if stores.feedback.unread() >= settings.reward_min_feedback:
+    if enough_unread(stores, settings):
         collect(stores.interactions, stores.feedback, settings.batches_path, now)
     job = due_job(stores, settings, now)
     if job is not None and stores.jobs.create(job):
@@ -52,6 +52,13 @@ def look(stores: Stores, settings: Settings, ring: Ring, now: float) -> None:
             stores.feedback.take_for_policy()
         log.info("%s starts on %d batches", job.job_id, len(job.batch_ids))
         ring_once(stores, job, ring, now)
+
+
+def enough_unread(stores: Stores, settings: Settings) -> bool:
+    """Whether to take the unread judgements: enough for a reward model, or the last that a policy training needs."""
+    unread, since_policy = stores.feedback.unread(), stores.feedback.since_policy()
+    completes = since_policy >= settings.ppo_min_feedback > since_policy - unread
+    return unread >= settings.reward_min_feedback or completes
 
 
 def ring_once(stores: Stores, job: Job, ring: Ring, now: float) -> None:
@@ -70,7 +77,8 @@ def due_job(stores: Stores, settings: Settings, now: float) -> Job | None:
     if tried is None or batch_ids[-1] not in tried.batch_ids:
         return _new_job(stores, "reward", batch_ids, now)
     learned = stores.policies.reward()
-    enough = stores.feedback.since_policy() >= settings.ppo_min_feedback
+    # Only what the reward model has learned from counts here, so that the newest judgements are never left behind.
+    enough = stores.feedback.since_policy() - stores.feedback.unread() >= settings.ppo_min_feedback
     if enough and learned is not None and _covers(learned, batch_ids):
         return _new_job(stores, "policy", batch_ids, now)
     return None

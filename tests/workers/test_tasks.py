@@ -95,6 +95,23 @@ def test_a_policy_job_waits_for_enough_feedback_and_for_a_reward_model_that_saw_
     assert stores.jobs.active() is None
 
 
+def test_the_last_judgement_that_a_policy_needs_is_learned_from_before_the_policy_is(
+    stores: Stores, redis_client: redis.Redis, rung: list[str], tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=str(tmp_path), reward_min_feedback=3, ppo_min_feedback=4)
+    rate(stores, redis_client, "a", "b", "c")
+    look(stores, settings, rung.append, 100.0)
+    end(stores, "done")
+    rate(stores, redis_client, "d")  # 1 unread: too few for a reward model, but the fourth for a policy
+    look(stores, settings, rung.append, 110.0)
+    assert end(stores, "done").kind == "reward"
+    rate(stores, redis_client, "e")  # more keep coming in: they do not hold the policy up
+    look(stores, settings, rung.append, 120.0)
+    job = stores.jobs.active()
+    assert job is not None
+    assert (job.kind, len(job.batch_ids), stores.feedback.unread()) == ("policy", 2, 1)
+
+
 def test_a_failed_reward_job_is_not_repeated_on_the_same_feedback_and_trains_no_policy(
     stores: Stores, settings: Settings, redis_client: redis.Redis, rung: list[str]
 ) -> None:

@@ -29,9 +29,10 @@ def manifest() -> DeskManifest:
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    # Matrices this small gain nothing from a second thread, and two of them stall each other on a busy machine.
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
@@ -68,7 +69,7 @@ def test_the_manifest_s_own_numbers_reach_the_bars(manifest: DeskManifest) -> No
     assert quality.worst_repeat <= 2
 
 
-@pytest.mark.usefixtures("two_threads")
+@pytest.mark.usefixtures("one_thread")
 def test_the_shipped_model_answers_held_out_customers_well() -> None:
     model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)

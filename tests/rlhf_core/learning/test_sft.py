@@ -66,7 +66,7 @@ EXAMPLES = [
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     texts = [message["content"] for message in CONVERSATION] * 3
-    return train_tokenizer(texts, vocab_size=300, max_tokens=64)
+    return train_tokenizer(texts, vocab_size=1600, max_tokens=64)
 
 
 def gradients(model: LlamaForCausalLM) -> torch.Tensor:
