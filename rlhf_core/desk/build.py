@@ -35,6 +35,7 @@ from rlhf_core.desk.recipe import (
     DeskManifest,
     DeskRecipe,
     DeskSample,
+    FurtherRound,
     canonical_sha256,
 )
 from rlhf_core.desk.tokenizer import train_tokenizer
@@ -69,10 +70,12 @@ def build_desk(recipe: DeskRecipe, out: Path, *, say: Say) -> DeskManifest:
     model = new_model(recipe, tokenizer)
     say(f"{len(data)} demonstrations, {len(tokenizer)} tokens, {model.num_parameters()} parameters")
     result = _train(model, tokenizer, data, recipe.training, on_progress=_progress_lines(say))
-    if recipe.polish is not None:
-        more = list(demonstrations(recipe.polish_demonstrations, recipe.seed + 1))
-        polished = _train(model, tokenizer, more, recipe.polish, on_progress=_progress_lines(say))
-        data, result = data + more, SftResult(result.losses + polished.losses, result.tokens + polished.tokens)
+    for number, further in enumerate(recipe.further, start=1):
+        more = draw_round(further, recipe.seed + number)
+        more_result = _train(model, tokenizer, more, further.training, on_progress=_progress_lines(say))
+        data = data + more
+        result = SftResult(result.losses + more_result.losses, result.tokens + more_result.tokens)
+    sharpen(model, recipe.sharpness)
     prompts = held_out_prompts(recipe.evaluation_prompts, recipe.seed)
     answers = answer_prompts(
         model,
@@ -89,6 +92,25 @@ def build_desk(recipe: DeskRecipe, out: Path, *, say: Say) -> DeskManifest:
         written = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         (aside / MANIFEST_NAME).write_bytes(written + b"\n")
     return manifest
+
+
+def draw_round(further: FurtherRound, seed: int) -> list[Demonstration]:
+    """The conversations of a later round."""
+    drawn = list(demonstrations(further.demonstrations, seed))
+    if not further.numbers:
+        return drawn
+    return [each for at, each in enumerate(drawn) if at % 4 == 0 or _answers_hold_a_number(each)]
+
+
+def _answers_hold_a_number(conversation: Demonstration) -> bool:
+    answers = (message.content for message in conversation.messages if message.role == "assistant")
+    return any(character.isdigit() for answer in answers for character in answer)
+
+
+@torch.no_grad()
+def sharpen(model: LlamaForCausalLM, sharpness: float) -> None:
+    """Multiply all logits by `sharpness`, through the gain of the norm before them."""
+    model.model.norm.weight.mul_(sharpness)
 
 
 def new_model(recipe: DeskRecipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
@@ -253,8 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = RECIPES[options.recipe]
     if options.seed is not None:
         training = msgspec.structs.replace(recipe.training, seed=options.seed)
-        polish = recipe.polish and msgspec.structs.replace(recipe.polish, seed=options.seed + 1)
-        recipe = msgspec.structs.replace(recipe, seed=options.seed, training=training, polish=polish)
+        recipe = msgspec.structs.replace(recipe, seed=options.seed, training=training)
     manifest = build_desk(recipe, options.out, say=lambda line: print(line, flush=True))
     print(msgspec.json.format(msgspec.json.encode(manifest.quality), indent=1).decode())
     return 0

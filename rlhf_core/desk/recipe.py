@@ -20,6 +20,16 @@ CHECKPOINT: Final = Path(__file__).parent / "checkpoint"
 MANIFEST_NAME: Final = "desk.json"
 
 
+class FurtherRound(msgspec.Struct, frozen=True, kw_only=True):
+    """More training on conversations of its own, drawn with the recipe's seed plus the round's number."""
+
+    demonstrations: int
+    """How many conversations are drawn."""
+    numbers: bool = False
+    """Keep those whose answers hold a number, and every fourth of the others: rare number tokens take longest."""
+    training: SftSettings
+
+
 class DeskRecipe(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that decides the desk model, given the grammar."""
 
@@ -41,10 +51,11 @@ class DeskRecipe(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int = 1024
     """Longest prompt and answer together that the model accepts."""
     training: SftSettings
-    polish_demonstrations: int = 0
-    """Fresh conversations of a second round, drawn with the next seed. 0: there is none."""
-    polish: SftSettings | None = None
-    """How the second round trains: from responses alone, at a gentler rate, until rare numbers are copied too."""
+    further: tuple["FurtherRound", ...] = ()
+    """Rounds after the first, on fresh conversations."""
+    sharpness: float = 1.0
+    """Factor on the final norm's gain when training ends: sampling at temperature 1 is then sampling at 1 / sharpness
+    of what was learned, which trims the noise that a short training leaves in the tail of the distribution."""
     evaluation_prompts: int
     """Held-out prompts answered at the end, each once."""
     temperature: float = 1.0
@@ -78,17 +89,36 @@ SHIPPED: Final = DeskRecipe(
         prompt_weight=0.2,
         seed=20260,
     ),
-    polish_demonstrations=50_000,
-    polish=SftSettings(
-        learning_rate=1.2e-3,
-        warmup_share=0.03,
-        weight_decay=0.05,
-        adam_eps=1e-8,
-        row_tokens=320,
-        rows_per_minibatch=6,
-        rows_per_microbatch=6,
-        seed=20261,
+    further=(
+        FurtherRound(
+            demonstrations=50_000,
+            training=SftSettings(
+                learning_rate=1.2e-3,
+                warmup_share=0.03,
+                weight_decay=0.05,
+                adam_eps=1e-8,
+                row_tokens=320,
+                rows_per_minibatch=6,
+                rows_per_microbatch=6,
+                seed=20261,
+            ),
+        ),
+        FurtherRound(
+            demonstrations=46_000,
+            numbers=True,
+            training=SftSettings(
+                learning_rate=1e-3,
+                warmup_share=0.03,
+                weight_decay=0.05,
+                adam_eps=1e-8,
+                row_tokens=320,
+                rows_per_minibatch=6,
+                rows_per_microbatch=6,
+                seed=20262,
+            ),
+        ),
     ),
+    sharpness=1.1,
     evaluation_prompts=300,
 )
 """What `make desk` builds and the repository carries."""
@@ -103,8 +133,16 @@ TINY: Final = DeskRecipe(
     heads=2,
     mlp_size=64,
     training=SftSettings(learning_rate=3e-3, row_tokens=768, rows_per_minibatch=4, rows_per_microbatch=4, seed=1),
-    polish_demonstrations=32,
-    polish=SftSettings(learning_rate=1e-3, row_tokens=768, rows_per_minibatch=4, rows_per_microbatch=4, seed=2),
+    further=(
+        FurtherRound(
+            demonstrations=32,
+            numbers=True,
+            training=SftSettings(
+                learning_rate=1e-3, row_tokens=768, rows_per_minibatch=4, rows_per_microbatch=4, seed=2
+            ),
+        ),
+    ),
+    sharpness=1.1,
     evaluation_prompts=4,
     max_new_tokens=16,
 )
@@ -129,7 +167,7 @@ class DeskManifest(msgspec.Struct, frozen=True, kw_only=True):
     grammar_hash: str
     """Of the grammar the demonstrations came from."""
     data_sha256: str
-    """Of all demonstrations of both rounds, in order, as canonical JSON lines."""
+    """Of all demonstrations of all rounds, in order, as canonical JSON lines."""
     data_head_sha256: str
     """The same of the first `DATA_HEAD`, quick enough to check in a test."""
     weights_sha256: str

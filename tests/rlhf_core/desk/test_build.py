@@ -93,9 +93,15 @@ def test_an_answer_decodes_clean_and_its_words_have_the_same_tokens_everywhere()
     assert tokenizer.decode(token_ids[starts[1] :], skip_special_tokens=True) == "Mira, order 48213."
 
 
-def test_every_digit_is_a_token() -> None:
+def test_numbers_are_tokens_of_up_to_three_digits_whatever_they_are() -> None:
     tokenizer = train_tokenizer(["order 48213"] * 50, vocab_size=1600, max_tokens=64)
-    assert tokenizer.convert_ids_to_tokens(tokenizer(" 48213")["input_ids"]) == ["Ġ", "4", "8", "2", "1", "3"]
+    for number, tokens in (
+        ("48213", ["482", "13"]),
+        ("918007", ["918", "007"]),
+        ("7", ["7"]),
+        ("34.50", ["34", ".", "50"]),
+    ):
+        assert tokenizer.convert_ids_to_tokens(tokenizer(f" {number}")["input_ids"]) == ["Ġ", *tokens]
 
 
 def test_a_message_cannot_forge_a_turn() -> None:
