@@ -118,7 +118,7 @@ SHIPPED: Final = DeskRecipe(
             ),
         ),
     ),
-    sharpness=1.1,
+    sharpness=1.06,
     evaluation_prompts=300,
 )
 """What `make desk` builds and the repository carries."""
