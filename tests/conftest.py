@@ -91,6 +91,11 @@ def _save_tokenizer(directory: Path) -> None:
     fast.save_pretrained(directory)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browser tests last: Playwright keeps an event loop running in the thread that started it, for ever."""
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
 @pytest.fixture(scope="session")
 def make_tiny_model() -> MakeTinyModel:
     """The builder itself, for tests that need another seed or another number of key heads."""
