@@ -53,10 +53,10 @@ def seal(root: Path, write: Callable[[Path], None], manifest_fields: Mapping[str
     try:
         write(building)
         manifest = _manifest(building, manifest_fields)
-        _write_synced(building / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-        _sync_directory(building)
+        write_synced(building / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        sync_directory(building)
         building.rename(final)
-        _sync_directory(root)
+        sync_directory(root)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -132,7 +132,8 @@ def _manifest(directory: Path, fields: Mapping[str, Any]) -> Manifest:
     )
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a whole file and wait until it is on disk; others may read it."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -145,7 +146,8 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Wait until the directory's entries are on disk: a rename lasts only then."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,6 +16,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from rlhf_core.checkpoints import sync_directory, write_synced
 from rlhf_core.errors import CheckpointError, NotFoundError
 from rlhf_core.records import FeedbackKind, Message, PreferenceBatch, PreferencePair, RatedResponse
 
@@ -85,9 +86,9 @@ def save_batch(batch: PreferenceBatch, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     aside = directory / f".{final.name}.{os.getpid()}.tmp"
     try:
-        _write_synced(aside, msgspec.json.format(msgspec.json.encode(batch), indent=1) + b"\n")
+        write_synced(aside, msgspec.json.format(msgspec.json.encode(batch), indent=1) + b"\n")
         aside.replace(final)
-        _sync_directory(directory)
+        sync_directory(directory)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -140,18 +141,3 @@ def _load_batch(path: Path, batch_id: str) -> PreferenceBatch:
     if batch.batch_id != batch_id:
         raise CheckpointError(f"{path} holds the batch {batch.batch_id}")
     return batch
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

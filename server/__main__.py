@@ -25,6 +25,8 @@ from server.stores import Stores, open_stores
 
 STORE_WAIT_SECONDS = 60.0
 GRACE_SECONDS = 8
+ABANDONED_SECONDS = 30.0
+"""An answer opened so long before the start and still streaming belongs to a server that was killed."""
 DRAIN_SECONDS = GRACE_SECONDS - 1.0
 """Answers run this long after SIGTERM; the rest of the grace is for the last frames."""
 
@@ -63,16 +65,15 @@ def serve(settings: Settings, listener: socket.socket, stores: Stores) -> int:
     from server.app import create_app
     from server.identity import Pseudonyms, load_secret
     from server.metrics import Metrics
-    from server.policy_source import PolicySource, publish_first
+    from server.policy_source import PolicySource, first_servable, publish_first
     from server.serving import Serving, make_engine
 
     source = PolicySource(settings.checkpoints_path, settings.max_context)
     live = publish_first(stores.policies, settings)
-    source.verify(live)
-    policy = source.load(live)
-    source.probe(policy)
+    policy = first_servable(source, live, stores.policies.ledger())
+    stores.interactions.close_abandoned(time.time() - ABANDONED_SECONDS, time.time())
     metrics = Metrics()
-    metrics.now_serving(live.policy_version, live.published_at)
+    metrics.now_serving(policy.policy_version, live.published_at)
     running, waiting = settings.max_running, settings.max_waiting
     engine = make_engine(policy, running, waiting, settings.max_context)
     serving = Serving(engine, max_running=running, max_waiting=waiting, metrics=metrics)

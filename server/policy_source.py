@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import structlog
 
 from rlhf_core.checkpoints import checkpoint_path, new_checkpoint_id, seal, verify
 from rlhf_core.compatibility import require_same_shape
 from rlhf_core.engine.engine import probe
-from rlhf_core.errors import CheckpointError, ConflictError
+from rlhf_core.errors import AttuneError, CheckpointError, ConflictError, ModelError
 from rlhf_core.models.load import LoadedPolicy, fetch_model, load_policy, probe_prompts
 from rlhf_core.records import PolicyVersion
 from rlhf_core.settings import Settings
@@ -53,6 +56,28 @@ class PolicySource:
     def probe(self, policy: LoadedPolicy) -> None:
         """A few greedy tokens must come out finite. Raises ModelError."""
         probe(policy, probe_prompts(policy.tokenizer))
+
+
+def first_servable(source: PolicySource, live: PolicyVersion, ledger: Sequence[PolicyVersion]) -> LoadedPolicy:
+    """The live policy, loaded; when it cannot be served, the newest before it that can.
+
+    A server must come up after a bad publication as it stays up through one. Raises the live policy's error when no
+    policy can be served.
+    """
+    earlier = [version for version in reversed(ledger) if version.policy_version < live.policy_version]
+    first_error: AttuneError | None = None
+    for version in (live, *earlier):
+        try:
+            source.verify(version)
+            policy = source.load(version)
+            source.probe(policy)
+        except (CheckpointError, ModelError) as error:
+            structlog.get_logger().error("cannot serve", policy_version=version.policy_version, reason=str(error))
+            first_error = first_error or error
+        else:
+            return policy
+    assert first_error is not None, "there is at least the live policy"
+    raise first_error
 
 
 def publish_first(policies: PolicyStore, settings: Settings) -> PolicyVersion:

@@ -69,6 +69,21 @@ class DeskRecipe(msgspec.Struct, frozen=True, kw_only=True):
         return canonical_sha256([self])
 
 
+_FIRST: Final = SftSettings(
+    learning_rate=2e-3,
+    warmup_share=0.03,
+    weight_decay=0.05,
+    adam_eps=1e-8,
+    row_tokens=320,
+    rows_per_minibatch=4,
+    rows_per_microbatch=4,
+    prompt_weight=0.2,
+    seed=20260,
+)
+_FURTHER: Final = msgspec.structs.replace(
+    _FIRST, learning_rate=1.2e-3, rows_per_minibatch=6, rows_per_microbatch=6, prompt_weight=0.0, seed=20261
+)
+
 SHIPPED: Final = DeskRecipe(
     seed=20260,
     demonstrations=60_000,
@@ -78,44 +93,13 @@ SHIPPED: Final = DeskRecipe(
     layers=4,
     heads=3,
     mlp_size=512,
-    training=SftSettings(
-        learning_rate=2e-3,
-        warmup_share=0.03,
-        weight_decay=0.05,
-        adam_eps=1e-8,
-        row_tokens=320,
-        rows_per_minibatch=4,
-        rows_per_microbatch=4,
-        prompt_weight=0.2,
-        seed=20260,
-    ),
+    training=_FIRST,
     further=(
-        FurtherRound(
-            demonstrations=50_000,
-            training=SftSettings(
-                learning_rate=1.2e-3,
-                warmup_share=0.03,
-                weight_decay=0.05,
-                adam_eps=1e-8,
-                row_tokens=320,
-                rows_per_minibatch=6,
-                rows_per_microbatch=6,
-                seed=20261,
-            ),
-        ),
+        FurtherRound(demonstrations=50_000, training=_FURTHER),
         FurtherRound(
             demonstrations=46_000,
             numbers=True,
-            training=SftSettings(
-                learning_rate=1e-3,
-                warmup_share=0.03,
-                weight_decay=0.05,
-                adam_eps=1e-8,
-                row_tokens=320,
-                rows_per_minibatch=6,
-                rows_per_microbatch=6,
-                seed=20262,
-            ),
+            training=msgspec.structs.replace(_FURTHER, learning_rate=1e-3, seed=20262),
         ),
     ),
     sharpness=1.06,

@@ -53,6 +53,17 @@ class InteractionStore:
         """Those of the ids that exist, by id."""
         return {found.interaction_id: found for found in self._read(interaction_ids)}
 
+    def close_abandoned(self, before: float, now: float, limit: int = 1000) -> int:
+        """End, as errors, those of the newest `limit` interactions that still stream and were opened before `before`.
+
+        For a server that starts: what its predecessor was saying when it was killed will never end by itself. Should
+        another replica still be at it, its completion replaces this end. Returns how many there were.
+        """
+        lost = [each for each in self.recent(limit) if each.status == "streaming" and each.created_at < before]
+        for each in lost:
+            self.complete(msgspec.structs.replace(each, status="error", completed_at=now))
+        return len(lost)
+
     def _read(self, interaction_ids: Iterable[object]) -> list[Interaction]:
         found: list[Interaction] = []
         for some in _chunks([keys.interaction(text(interaction_id)) for interaction_id in interaction_ids]):

@@ -5,6 +5,7 @@ import pytest
 import redis
 
 from rlhf_core.errors import NotFoundError
+from rlhf_core.store.feedback import FeedbackStore
 from rlhf_core.store.interactions import InteractionStore
 from tests.rlhf_core.store.records_in_store import interaction
 
@@ -40,3 +41,15 @@ def test_a_conversation_is_read_oldest_first_and_recent_newest_first(redis_clien
     assert [each.interaction_id for each in store.recent(2)] == ["i3", "i2"]
     assert store.recent(0) == []
     assert store.conversation("unknown") == []
+
+
+def test_what_a_killed_server_was_saying_is_ended_and_what_ended_well_is_left(redis_client: redis.Redis) -> None:
+    store = InteractionStore(redis_client)
+    for name, status, at in (("dead", "streaming", 10.0), ("young", "streaming", 95.0), ("done", "done", 10.0)):
+        store.open(msgspec.structs.replace(interaction(name, status=status), created_at=at))  # type: ignore[arg-type]
+    assert store.close_abandoned(before=70.0, now=100.0) == 1
+    assert (store.get("dead").status, store.get("dead").completed_at) == ("error", 100.0)
+    assert (store.get("young").status, store.get("done").status) == ("streaming", "done")
+    FeedbackStore(redis_client).withdraw("dead", "ann", now=101.0)
+    # A rating is answered now: it is no longer refused as still streaming.
+    assert FeedbackStore(redis_client).rate("dead", "ann", "down", now=102.0).first
