@@ -105,7 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Passes over the rollouts of one update."""
     ppo_minibatch_size: Count = 64
     """Responses per optimizer step."""
-    ppo_learning_rate: Positive = 1e-4
+    ppo_learning_rate: Positive = 1.5e-4
     """AdamW learning rate of the policy; falls linearly to 0 within a cycle."""
     ppo_kl_coef: NonNegative = 0.05
     """Weight of the per-token KL penalty to the supervised policy."""
@@ -128,11 +128,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # The gate.
     gate_kl_budget: Positive = 10.0
     """Largest KL to the supervised policy, nats per response."""
-    gate_win_rate: Fraction = 0.55
+    gate_win_rate: Fraction = 0.5
     """Least win rate of the candidate over the live policy on held-out prompts, by the judging reward model."""
     gate_end_rate: Fraction = 0.95
     """Least share of answers that end by themselves."""
-    gate_prompts: Count = 64
+    gate_prompts: Count = 128
     """Held-out prompts that the gate samples."""
 
     @property
