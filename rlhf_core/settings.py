@@ -85,9 +85,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0)] = 0
     """Seed of training and of answers that name none."""
     # When learning starts.
-    reward_min_feedback: Count = 120
+    reward_min_feedback: Count = 160
     """New judgements that start a reward-model update."""
-    ppo_min_feedback: Count = 240
+    ppo_min_feedback: Count = 320
     """New judgements since the last policy training that start a PPO cycle."""
     # Reward model.
     reward_learning_rate: Positive = 2e-4
@@ -105,7 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Passes over the rollouts of one update."""
     ppo_minibatch_size: Count = 64
     """Responses per optimizer step."""
-    ppo_learning_rate: Positive = 1.5e-4
+    ppo_learning_rate: Positive = 1e-4
     """AdamW learning rate of the policy; falls linearly to 0 within a cycle."""
     ppo_kl_coef: NonNegative = 0.05
     """Weight of the per-token KL penalty to the supervised policy."""
@@ -128,7 +128,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # The gate.
     gate_kl_budget: Positive = 10.0
     """Largest KL to the supervised policy, nats per response."""
-    gate_win_rate: Fraction = 0.5
+    gate_win_rate: Fraction = 0.55
     """Least win rate of the candidate over the live policy on held-out prompts, by the judging reward model."""
     gate_end_rate: Fraction = 0.95
     """Least share of answers that end by themselves."""
