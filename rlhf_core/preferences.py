@@ -34,8 +34,12 @@ _HASH_STEPS = 1 << 32
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
-    """Sha256, in hex, of the canonical JSON of a prompt's messages: equal prompts, equal keys, anywhere."""
-    return hashlib.sha256(msgspec.json.encode(list(messages), order="sorted")).hexdigest()
+    """Sha256, in hex, of how a conversation began: its first user message, case and spacing aside.
+
+    All turns of a conversation share it, so that no turn of one is trained on while another tests what was learned.
+    """
+    root = next((message for message in messages if message.role == "user"), messages[0])
+    return hashlib.sha256(" ".join(root.content.casefold().split()).encode()).hexdigest()
 
 
 def split_of(prompt_key: str) -> Split:
@@ -83,10 +87,11 @@ def batch_path(directory: Path, batch_id: str) -> Path:
 def save_batch(batch: PreferenceBatch, directory: Path) -> Path:
     """Write a batch and return its file. Safe to repeat: the same batch is written over itself, whole."""
     final = batch_path(directory, batch.batch_id)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     aside = directory / f".{final.name}.{os.getpid()}.tmp"
     try:
         write_synced(aside, msgspec.json.format(msgspec.json.encode(batch), indent=1) + b"\n")
+        aside.chmod(0o600)  # what people said is nobody else's to read
         aside.replace(final)
         sync_directory(directory)
     except BaseException:

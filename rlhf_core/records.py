@@ -143,7 +143,7 @@ class RatedResponse(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...]
     value: RatingValue
     prompt_key: str
-    """sha256 of the prompt's messages: the unit by which data is split, so near-duplicates never straddle."""
+    """sha256 of how the conversation began: the unit by which data is split, so its turns never straddle."""
 
 
 class PreferencePair(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,10 +161,7 @@ class PreferencePair(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PreferenceBatch(msgspec.Struct, frozen=True, kw_only=True):
-    """What one collection took from the log: entries (first_entry, last_entry], in stream order, each in one batch.
-
-    `withdrawn` lists (kind, target, rater) keys whose earlier judgement no longer counts.
-    """
+    """What one collection took from the log: entries (first_entry, last_entry], in stream order, each in one batch."""
 
     batch_id: str
     created_at: float

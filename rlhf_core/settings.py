@@ -41,6 +41,12 @@ class Secret(str):
     def __repr__(self) -> str:
         return "Secret('***')" if len(self) else "Secret('')"
 
+    def __str__(self) -> str:
+        return "***" if len(self) else ""
+
+    def __format__(self, _spec: str) -> str:
+        return str(self)
+
 
 def _secret() -> Secret:
     return Secret("")

@@ -31,6 +31,8 @@ from rlhf_core.store.embedded import write_address
 
 CONFIG = Path(__file__).resolve().parent.parent / "supervisord.conf"
 START_SECONDS = 180.0
+DOWNLOAD_SECONDS = 3600.0
+"""Instead, while the first policy may have to be fetched from a hub."""
 STOP_SECONDS = 14.0
 
 
@@ -122,13 +124,14 @@ def _announce(settings: Settings, process: subprocess.Popen[bytes], run: Path, s
     print(f"Starting Attune on {settings.data_path} (logs in {logs})", flush=True)
     addresses = {"API": f"{settings.local_url(settings.api_port)}", "UI": settings.local_url(settings.ui_port)}
     waiting = {"API": f"{addresses['API']}/health/ready", "UI": f"{addresses['UI']}/"}
-    deadline = time.monotonic() + START_SECONDS
+    patience = START_SECONDS if settings.model == "desk" else DOWNLOAD_SECONDS
+    deadline = time.monotonic() + patience
     while waiting and not stop:
         if process.poll() is not None:
             raise UpError(f"supervisord ended with status {process.returncode}; its log is in {logs}")
         _raise_if_gone(settings, run)
         if time.monotonic() > deadline:
-            raise UpError(f"no answer from the {' and the '.join(waiting)} within {START_SECONDS:.0f} s; see {logs}")
+            raise UpError(f"no answer from the {' and the '.join(waiting)} within {patience:.0f} s; see {logs}")
         waiting = {name: url for name, url in waiting.items() if not _answers(url)}
         time.sleep(0.3)
     if not stop:

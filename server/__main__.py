@@ -25,8 +25,6 @@ from server.stores import Stores, open_stores
 
 STORE_WAIT_SECONDS = 60.0
 GRACE_SECONDS = 8
-ABANDONED_SECONDS = 30.0
-"""An answer opened so long before the start and still streaming belongs to a server that was killed."""
 DRAIN_SECONDS = GRACE_SECONDS - 1.0
 """Answers run this long after SIGTERM; the rest of the grace is for the last frames."""
 
@@ -71,7 +69,6 @@ def serve(settings: Settings, listener: socket.socket, stores: Stores) -> int:
     source = PolicySource(settings.checkpoints_path, settings.max_context)
     live = publish_first(stores.policies, settings)
     policy = first_servable(source, live, stores.policies.ledger())
-    stores.interactions.close_abandoned(time.time() - ABANDONED_SECONDS, time.time())
     metrics = Metrics()
     metrics.now_serving(policy.policy_version, live.published_at)
     running, waiting = settings.max_running, settings.max_waiting
@@ -88,7 +85,7 @@ def serve(settings: Settings, listener: socket.socket, stores: Stores) -> int:
         log_config=None,
     )
     where = {"host": settings.host, "port": settings.api_port}
-    structlog.get_logger().info("serving", **where, policy_version=live.policy_version)
+    structlog.get_logger().info("serving", **where, policy_version=policy.policy_version)
     return _run(DrainingServer(config, lambda hurry: serving.drain(DRAIN_SECONDS, hurry)), listener)
 
 

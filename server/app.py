@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
@@ -14,7 +15,9 @@ from litestar.di import Provide
 from litestar.exceptions import NotAuthorizedException
 from litestar.handlers.base import BaseRouteHandler
 
+from rlhf_core.errors import StoreUnavailableError
 from rlhf_core.settings import Settings
+from rlhf_core.store.interactions import InteractionStore
 from server.answers import Answers
 from server.comparing import Comparisons
 from server.errors import respond
@@ -27,6 +30,8 @@ from server.stores import Stores
 from server.swap import SwapWatcher
 
 Collaborator = TypeVar("Collaborator")
+ABANDONED_SECONDS = 30.0
+"""A desk answer takes seconds: what was streaming before the start and still does is nobody's any more."""
 Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]
 
 
@@ -59,7 +64,7 @@ def create_app(
             "policies": given(stores.policies),
             "status": given(status.StatusReader(settings, stores.policies, stores.feedback, stores.jobs)),
         },
-        lifespan=[lambda _: running(serving, answers, watcher)],
+        lifespan=[lambda _: running(serving, answers, watcher, stores.interactions)],
         exception_handlers={Exception: respond},
         openapi_config=None,
         logging_config=None,
@@ -68,16 +73,26 @@ def create_app(
 
 
 @contextlib.asynccontextmanager
-async def running(serving: Serving, answers: Answers, watcher: SwapWatcher) -> AsyncIterator[None]:
+async def running(
+    serving: Serving, answers: Answers, watcher: SwapWatcher, interactions: InteractionStore
+) -> AsyncIterator[None]:
     """The engine's thread and the swap watcher, for as long as the app runs."""
     serving.start()
-    watching = asyncio.create_task(watcher.run())
+    tasks = [asyncio.create_task(watcher.run()), asyncio.create_task(close_abandoned(interactions, time.time()))]
     try:
         yield
     finally:
-        watching.cancel()
+        for task in tasks:
+            task.cancel()
         await answers.settle()
         serving.close()
+
+
+async def close_abandoned(interactions: InteractionStore, started: float) -> None:
+    """End what a killed predecessor left streaming. Waits first, for a replica that may still be at it."""
+    await asyncio.sleep(ABANDONED_SECONDS)
+    with contextlib.suppress(StoreUnavailableError):
+        await asyncio.to_thread(interactions.close_abandoned, started, time.time())
 
 
 def given(collaborator: Collaborator) -> Provide:

@@ -47,6 +47,8 @@ class SwapWatcher:
                 if self._reachable:
                     self._log.warning("the live pointer cannot be read", error=str(error))
                 self._reachable = False
+            except Exception:
+                self._log.exception("the swap watcher failed, and goes on")
             await asyncio.sleep(POLL_SECONDS)
 
     async def look(self) -> None:

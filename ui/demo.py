@@ -32,8 +32,8 @@ COMPARE_EVERY = 4
 POLL_SECONDS = 0.5
 
 
-Verdicts = tuple[int, int, str]
-"""Published by the gate, refused by it, and the id of a training that failed."""
+Verdicts = tuple[int, str, str]
+"""How many the gate published, the last that it refused, and the last training that failed."""
 
 
 class Person:
@@ -96,7 +96,8 @@ class Demo:
         def done(status: Status) -> bool:
             self._show(max(0, needed - status.feedback.until_policy), words)
             begun = status.training is not None and status.training.kind == "policy"
-            return begun or status.feedback.until_policy <= 0 or verdicts(status) != before
+            enough = status.feedback.until_policy <= 0 and not is_stuck(status)
+            return begun or enough or verdicts(status) != before
 
         self._everybody_asks(done, compare=True)
 
@@ -156,9 +157,16 @@ class Demo:
 def verdicts(status: Status) -> Verdicts:
     """Changes exactly when a policy training ended: published, refused, or failed."""
     published = sum(version.actor == "gate" for version in status.versions)
+    refused = status.rejected[0].job_id if status.rejected else ""
     job = status.last_job
-    lost = job.job_id if job and job.state in ("failed", "dead") else ""
-    return published, len(status.rejected), lost
+    lost = job.job_id if job and job.kind == "policy" and job.state in ("failed", "dead") else ""
+    return published, refused, lost
+
+
+def is_stuck(status: Status) -> bool:
+    """Whether a training failed and nothing follows it: only more judgements start another."""
+    job = status.last_job
+    return status.training is None and job is not None and job.state in ("failed", "dead")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

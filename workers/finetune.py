@@ -61,6 +61,7 @@ def gather(policies: PolicyStore) -> Ingredients:
 
 
 def finish_published(stores: Stores, job: Job, live: PolicyVersion) -> None:
+    stores.feedback.take_for_policy()
     stores.jobs.finish(
         job.job_id, job.fence, "done", checkpoint_id=live.checkpoint_id, metrics=live.metrics, gate=live.gate
     )

@@ -47,9 +47,10 @@ def filter_standing(
 
 def recent_prompts(interactions: InteractionStore, split: Split, longest: int) -> list[tuple[int, ...]]:
     """Distinct prompts of one split, newest first, as token ids; those over `longest` tokens are left out."""
-    found: dict[str, tuple[int, ...]] = {}
+    found: dict[tuple[int, ...], None] = {}
     for interaction in interactions.recent(RECENT_INTERACTIONS):
         token_ids = interaction.prompt_token_ids
-        if interaction.stored and interaction.messages and 0 < len(token_ids) <= longest:
-            found.setdefault(prompt_key(interaction.messages), token_ids)
-    return [token_ids for key, token_ids in found.items() if split_of(key) == split]
+        usable = interaction.stored and interaction.messages and 0 < len(token_ids) <= longest
+        if usable and split_of(prompt_key(interaction.messages)) == split:
+            found[token_ids] = None
+    return list(found)

@@ -32,6 +32,7 @@ def release(stores: Stores, settings: Settings, job: Job, live: PolicyVersion, m
         publish(stores, job, live, manifest, report, metrics)
     else:
         stores.policies.set_state(manifest.checkpoint_id, "rejected")
+    stores.feedback.take_for_policy()
     stores.jobs.finish(
         job.job_id,
         job.fence,

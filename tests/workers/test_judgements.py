@@ -59,7 +59,8 @@ def test_prompts_of_the_splits_are_distinct_and_apart(redis_client: redis.Redis)
 
 
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_left_out(redis_client: redis.Redis) -> None:
-    open_interactions(redis_client, interaction("a"), interaction("b"), interaction("c"))
+    for at, name in enumerate("abc"):
+        open_interactions(redis_client, msgspec.structs.replace(interaction(name), prompt_token_ids=(at, 6)))
     store = InteractionStore(redis_client)
     assert sum(len(recent_prompts(store, split, 2)) for split in ("train", "judge", "gate")) == 3
     assert sum(len(recent_prompts(store, split, 1)) for split in ("train", "judge", "gate")) == 0

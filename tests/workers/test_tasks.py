@@ -89,10 +89,18 @@ def test_a_policy_job_waits_for_enough_feedback_and_for_a_reward_model_that_saw_
     look(stores, settings, rung.append, 106.0)
     job = stores.jobs.active()
     assert job is not None
-    assert (job.kind, len(job.batch_ids), stores.feedback.since_policy()) == ("policy", 2, 0)
-    end(stores, "rejected")
+    assert (job.kind, len(job.batch_ids)) == ("policy", 2)
+    end(stores, "failed")
+    assert stores.feedback.since_policy() == 4  # a training that failed has used nothing up
     look(stores, settings, rung.append, 108.0)
-    assert stores.jobs.active() is None
+    assert stores.jobs.active() is None  # but the same batches would fail again
+    rate(stores, redis_client, "e", "f")
+    look(stores, settings, rung.append, 110.0)
+    end(stores, "done")
+    look(stores, settings, rung.append, 112.0)
+    job = stores.jobs.active()
+    assert job is not None
+    assert (job.kind, len(job.batch_ids)) == ("policy", 3)
 
 
 def test_the_last_judgement_that_a_policy_needs_is_learned_from_before_the_policy_is(

@@ -132,6 +132,17 @@ def test_the_first_choice_reveals_the_sides_and_a_later_change_does_not_train(re
     assert store.choice("cmp", "ann") == changed.event
 
 
+def test_saying_why_after_the_reveal_leaves_the_blind_choice_in_training(redis_client: redis.Redis) -> None:
+    open_comparison(redis_client)
+    store = FeedbackStore(redis_client)
+    store.choose("cmp", "ann", "left", now=5.5)
+    explained = store.choose("cmp", "ann", "left", reasons=("helpful",), now=6.0)
+    assert (explained.event.trains, explained.event.reasons, store.unread()) == (True, ("helpful",), 1)
+    store.choose("cmp", "ann", "right", now=7.0)
+    back = store.choose("cmp", "ann", "left", now=8.0)  # chosen again with both names known
+    assert (back.event.trains, store.unread()) == (False, 0)
+
+
 @pytest.mark.parametrize(("choice", "unread"), [("left", 1), ("both_bad", 1), ("tie", 0), ("skip", 0)])
 def test_only_choices_that_teach_something_wait_for_a_batch(
     redis_client: redis.Redis, choice: ChoiceValue, unread: int
