@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED", "0")), help="of the scripted people")
-    parser.add_argument("--cycles", type=int, default=2, help="policy trainings to wait for")
+    parser.add_argument("--cycles", type=int, default=3, help="policy trainings to wait for")
     parser.add_argument("--ratings", type=int, default=180, help="ratings of the last version")
     parser.add_argument("--minutes", type=float, default=12.0, help="end the teaching after so long")
     parser.add_argument("--plot", type=Path, default=None, help="where to save the plot")
