@@ -1,4 +1,4 @@
-"""Whether one policy checkpoint can take over the traffic of another: same template, shape and vocabulary.
+"""Whether one policy checkpoint can take over the traffic of another: same template, shape, vocabulary, and dtype.
 
 Reads the small files alone; no torch. The server asks before it loads, the command line before it publishes.
 """
@@ -6,6 +6,7 @@ Reads the small files alone; no torch. The server asks before it loads, the comm
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ SHAPE = (
     "head_dim",
 )
 """The entries of config.json that training never changes; others differ between releases of the library."""
+FINENESS = {"F16": 1, "BF16": 1, "F32": 2, "F64": 3}
+"""Of the dtypes that weights may have, by their safetensors names. Training computes, and saves, in F32."""
+
+Header = dict[str, dict[str, Any]]
+"""Of safetensors files: the name of each tensor to its `dtype` and `shape`."""
 
 
 def require_same_shape(new: Path, old: Path) -> None:
@@ -41,6 +47,30 @@ def require_same_shape(new: Path, old: Path) -> None:
             )
     if _vocabulary(new) != _vocabulary(old):
         raise CheckpointError(f"{new.name} has another vocabulary than {old.name}")
+    # An adapter has few weights of its own, and its base was compared when it was published.
+    if load_manifest(new).base is None and load_manifest(old).base is None:
+        _require_same_weights(new, old)
+
+
+def _require_same_weights(new: Path, old: Path) -> None:
+    """Raises CheckpointError where a weight has another shape, or is stored more coarsely or as something else."""
+    ours, theirs = _header(new), _header(old)
+    for name in sorted(ours.keys() & theirs.keys()):
+        shape, dtype, was = ours[name]["shape"], ours[name]["dtype"], theirs[name]["dtype"]
+        if shape != theirs[name]["shape"]:
+            raise CheckpointError(f"{new.name} has {name} of {shape}, {old.name} has {theirs[name]['shape']}")
+        if dtype != was and FINENESS.get(dtype, 0) <= FINENESS.get(was, 0):
+            raise CheckpointError(f"{new.name} has {name} in {dtype}, {old.name} has {was}")
+
+
+def _header(directory: Path) -> Header:
+    found: Header = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            found |= json.loads(file.read(length))
+    found.pop("__metadata__", None)
+    return found
 
 
 def _config(directory: Path) -> dict[str, Any]:

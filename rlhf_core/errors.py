@@ -37,10 +37,13 @@ class InvalidRequestError(AttuneError):
 
 
 class ContextOverflowError(InvalidRequestError):
-    def __init__(self, prompt_tokens: int, limit: int) -> None:
+    """Worded as OpenAI words it, because other people's clients look for these words."""
+
+    def __init__(self, prompt_tokens: int, limit: int, *, param: str = "messages") -> None:
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens, but this model's context holds {limit}, answer included",
-            param="messages",
+            f"this model's maximum context length is {limit} tokens, answer included, "
+            f"but the prompt has {prompt_tokens} tokens",
+            param=param,
             code="context_length_exceeded",
         )
 

@@ -55,6 +55,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float = 1.0
     top_k: int = 0
     """0 is off."""
+    min_p: float = 0.0
+    """Leave out tokens less probable than this share of the most probable one. 0 is off."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of every token that the response already has."""
+    frequency_penalty: float = 0.0
+    """Taken off the logit of a token once for each time that the response already has it."""
     max_tokens: int = 256
     seed: int | None = None
     stop: tuple[str, ...] = ()
@@ -79,7 +85,8 @@ class Interaction(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...] = ()
     """The response, including the end token when the policy emitted it."""
     logprobs: tuple[float, ...] = ()
-    """Per response token, nats: log-softmax(logits / temperature) at the drawn token; at temperature 0, of logits."""
+    """Per response token, nats: log-softmax(logits / temperature) at the drawn token; at temperature 0, of logits.
+    Penalties and what top_p, top_k and min_p left out do not enter: these are the policy's own."""
     sampling: Sampling = Sampling()
     policy_version: int = 0
     checkpoint_id: str = ""
@@ -223,6 +230,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """sha256 of the chat template, which training never changes."""
     parent: str | None = None
     """Checkpoint that training started from."""
+    base: str | None = None
+    """For an adapter: the checkpoint whose weights it changes. None: these are full weights."""
     reference: str | None = None
     """Checkpoint that KL was measured against."""
     reward_checkpoint: str | None = None

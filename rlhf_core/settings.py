@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -82,8 +82,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Sequences that the engine decodes at once; each has a slot in the KV cache."""
     max_waiting: Annotated[int, Meta(ge=0)] = 128
     """Requests that may wait for a slot; beyond that the API answers 429."""
+    stall_seconds: Positive = 30.0
+    """A connection whose reader takes nothing for so long, or whose request stays unfinished, is cut off."""
     max_context: Annotated[int, Meta(ge=16)] = 1024
     """Tokens per slot, prompt and answer together; capped by the model's own limit."""
+    prefix_cache_tokens: Annotated[int, Meta(ge=0)] = 8192
+    """Tokens of earlier prompts whose keys and values are kept for prompts that begin alike. 0: none."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the served weights. auto: bfloat16 where the CPU or GPU multiplies it in hardware, else float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the engine runs. auto: CUDA where there is a device. Training stays on the CPU."""
     serve_threads: Annotated[int, Meta(ge=0)] = 0
     """CPU threads of the engine. 0: torch's choice."""
     train_threads: Annotated[int, Meta(ge=0)] = 0

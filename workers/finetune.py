@@ -14,7 +14,9 @@ from rlhf_core.checkpoints import MANIFEST, checkpoint_path, new_checkpoint_id, 
 from rlhf_core.errors import TrainingError
 from rlhf_core.learning.ppo import PPOSettings, ScoreFunction, train_ppo
 from rlhf_core.learning.reward_model import load_reward, score
-from rlhf_core.models.load import LoadedPolicy, load_policy
+from rlhf_core.models.adapted import load_full
+from rlhf_core.models.load import LoadedPolicy
+from rlhf_core.models.lora import ADAPTER_CONFIG
 from rlhf_core.records import Job, Manifest, PolicyVersion
 from rlhf_core.settings import Settings
 from rlhf_core.store.policies import PolicyStore, RewardRecord, finite
@@ -25,7 +27,7 @@ from workers.stores import Stores
 
 ROOM_FOR_AN_ANSWER = 16
 """Tokens that a prompt must leave free in the context to be trained on."""
-TRAINED_FILES = ("config.json", "model.safetensors.index.json", MANIFEST)
+TRAINED_FILES = ("config.json", "model.safetensors.index.json", ADAPTER_CONFIG, MANIFEST)
 """Besides the weights: what a candidate has of its own and not from the live policy."""
 
 
@@ -70,8 +72,8 @@ def finish_published(stores: Stores, job: Job, live: PolicyVersion) -> None:
 def train_candidate(stores: Stores, settings: Settings, job: Job, start: Ingredients, progress: Progress) -> Manifest:
     """One PPO cycle, sealed as a checkpoint that nothing points at."""
     root = settings.checkpoints_path
-    policy = load_policy(checkpoint_path(root, start.live.checkpoint_id), max_context=settings.max_context)
-    reference = load_policy(checkpoint_path(root, start.reference), max_context=settings.max_context)
+    policy = load_full(checkpoint_path(root, start.live.checkpoint_id), max_context=settings.max_context)
+    reference = load_full(checkpoint_path(root, start.reference), max_context=settings.max_context)
     prompts = recent_prompts(stores.interactions, "train", policy.max_context - ROOM_FOR_AN_ANSWER)
     result = train_ppo(
         policy,

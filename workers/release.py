@@ -13,7 +13,7 @@ from rlhf_core.errors import TrainingError
 from rlhf_core.gate import evaluate_candidate
 from rlhf_core.gate_rules import GateSettings
 from rlhf_core.learning.reward_model import load_reward
-from rlhf_core.models.load import load_policy
+from rlhf_core.models.adapted import load_full
 from rlhf_core.preferences import select_split
 from rlhf_core.records import GateReport, Job, Manifest, PolicyVersion
 from rlhf_core.settings import Settings
@@ -52,7 +52,7 @@ def ask_gate(stores: Stores, settings: Settings, job: Job, live: PolicyVersion, 
     if reference is None or reward is None or reward.judge_checkpoint_id is None:
         raise TrainingError("the gate needs the supervised policy and a judging reward model")
     candidate, served, supervised = (
-        load_policy(
+        load_full(
             checkpoint_path(root, checkpoint_id),
             policy_version=version,
             checkpoint_id=checkpoint_id,

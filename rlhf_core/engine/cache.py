@@ -1,21 +1,44 @@
-"""Keys and values of running sequences, one slot each, and attention over them.
+"""Keys and values of running sequences, one slot each.
 
-The slots of a cache are compact (the scheduler sees to it), so attention of a decode batch reads the view
-`cache[:n, :, :longest]`: no gather, and the cost of a step follows the sequences that run, not the slots
-configured. One cache per weight set: keys and values of two policies never meet. Knows nothing of requests.
+A cache is bounded: slots x max_context tokens, whatever arrives. One cache per weight set: keys and values of two
+policies never meet. Knows nothing of requests, and nothing of how attention reads it (`reading.py`).
 """
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+SavedPrefix = dict[int, tuple[Tensor, Tensor]]
+"""Layer to keys [H_kv, length, D_key] and values [H_kv, length, D_value]: a copy, which outlives its slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedLayer:
+    """One layer's tensors. A row of the flat views is one head's key or value at one position of one slot."""
+
+    keys: Tensor
+    """[slots, H_kv, max_context, D_key]."""
+    values: Tensor
+    """[slots, H_kv, max_context, D_value]; some models have values of another size than their keys."""
+
+    @property
+    def kv_heads(self) -> int:
+        return self.keys.shape[1]
+
+    def store(self, key: Tensor, value: Tensor, rows: Tensor) -> None:
+        """key and value [1, H_kv, N, D] into `rows` [N * H_kv] of the flat views, heads of one token together."""
+        for tensor, new in ((self.keys, key), (self.values, value)):
+            size = tensor.shape[3]
+            tensor.view(-1, size).index_copy_(0, rows, new[0].transpose(0, 1).reshape(-1, size))
 
 
 class SlotCache:
-    """Per layer, keys and values [slots, H_kv, max_context, D]; bounded by slots x max_context.
+    """Per layer, keys and values of every slot.
 
     A layer's tensors are made when it first attends, zeroed: masked positions are read with weight 0, and 0
     times uninitialised memory may be NaN. Zeroed pages cost no memory on a CPU before something is written to
@@ -23,92 +46,55 @@ class SlotCache:
     """
 
     def __init__(self, slots: int, max_context: int) -> None:
+        self.max_context = max_context
         self._slots = slots
-        self._max_context = max_context
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._layers: dict[int, CachedLayer] = {}
 
-    def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer; `like` [1, H_kv, N, D] gives their shape, type and device."""
+    def layer(self, index: int, key: Tensor, value: Tensor) -> CachedLayer:
+        """One layer; `key` and `value` [..., H_kv, N, D] give its shapes, type and device when it is new."""
         if index not in self._layers:
-            shape = (self._slots, like.shape[1], self._max_context, like.shape[3])
-            self._layers[index] = (like.new_zeros(shape), like.new_zeros(shape))
+            self._layers[index] = CachedLayer(self._zeros(key), self._zeros(value))
         return self._layers[index]
+
+    def _zeros(self, like: Tensor) -> Tensor:
+        shape = (self._slots, like.shape[-3], self.max_context, like.shape[-1])
+        if like.device.type != "cpu":
+            return like.new_zeros(shape)
+        # torch would write the zeros, which takes a tenth of a second between two tokens; the system's are free.
+        pages = mmap.mmap(-1, math.prod(shape) * like.element_size())
+        return torch.frombuffer(pages, dtype=like.dtype).view(shape)
+
+    @property
+    def bytes(self) -> int:
+        """What the tensors of all layers occupy once every slot has been used."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._layers.values())
 
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of one slot over another."""
-        for tensors in self._layers.values():
-            for tensor in tensors:
+        for layer in self._layers.values():
+            for tensor in (layer.keys, layer.values):
                 tensor[target, :, :length] = tensor[source, :, :length]
+
+    @torch.inference_mode()
+    def copy_out(self, slot: int, length: int) -> SavedPrefix:
+        """The first `length` positions of a slot, bit for bit."""
+        return {
+            index: (layer.keys[slot, :, :length].clone(), layer.values[slot, :, :length].clone())
+            for index, layer in self._layers.items()
+        }
+
+    @torch.inference_mode()
+    def copy_in(self, slot: int, saved: SavedPrefix, length: int) -> None:
+        """Write the first `length` positions of `saved` to the beginning of a slot.
+
+        For a cache of the same weights: keys of another policy would be read as if they were this one's.
+        """
+        for index, (keys, values) in saved.items():
+            layer = self.layer(index, keys, values)
+            layer.keys[slot, :, :length] = keys[:, :length]
+            layer.values[slot, :, :length] = values[:, :length]
 
     def clear(self) -> None:
         """Forget everything, in particular what is not finite."""
         self._layers.clear()
-
-
-@dataclass(frozen=True, slots=True)
-class SlotSpan:
-    """Rows row..row+length-1 of the step are tokens start..start+length-1 of the prompt in `slot`."""
-
-    slot: int
-    row: int
-    start: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class SlotStep:
-    """One step's attention: N rows, the first `decoding` of them one token each of slots 0..decoding-1."""
-
-    cache: SlotCache
-    slots: Tensor
-    """[N] slot of each row."""
-    positions: Tensor
-    """[N] position of each row's token within its sequence."""
-    decoding: int
-    longest: int
-    """Positions that the decode batch looks at: the longest of its sequences, this token included."""
-    visible: Tensor | None
-    """[decoding, 1, 1, longest], 0 where a position belongs to the sequence, -inf beyond; None when all are equal."""
-    spans: tuple[SlotSpan, ...]
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query [1, H, N, D], key and value [1, H_kv, N, D] -> [1, N, H, D]; the step's keys and values are stored."""
-        keys, values = self.cache.layer(layer, key)
-        keys[self.slots, :, self.positions] = key[0].transpose(0, 1)
-        values[self.slots, :, self.positions] = value[0].transpose(0, 1)
-        rows = []
-        if self.decoding:
-            rows.append(self._decode(query, keys, values, scaling))
-        for span in self.spans:
-            rows.append(_read(span, query, keys, values, scaling))
-        return (rows[0] if len(rows) == 1 else torch.cat(rows)).unsqueeze(0)
-
-    def _decode(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        """-> [decoding, H, D]. Query heads that share a key head become the query length: no key is repeated."""
-        n, heads, size = self.decoding, query.shape[1], query.shape[3]
-        grouped = query[0, :, :n].transpose(0, 1).reshape(n, keys.shape[1], -1, size)
-        output = scaled_dot_product_attention(
-            grouped, keys[:n, :, : self.longest], values[:n, :, : self.longest], self.visible, scale=scaling
-        )
-        return output.reshape(n, heads, size)
-
-
-def _read(span: SlotSpan, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """Causal attention of one prompt part over its slot -> [length, H, D]."""
-    end = span.start + span.length
-    part = query[:, :, span.row : span.row + span.length]
-    slot = slice(span.slot, span.slot + 1)
-    mask = None
-    if span.start:
-        mask = torch.ones(span.length, end, dtype=torch.bool, device=part.device).tril(span.start)
-    output = scaled_dot_product_attention(
-        part,
-        keys[slot, :, :end],
-        values[slot, :, :end],
-        mask,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=keys.shape[1] != part.shape[1],
-    )
-    return output[0].transpose(0, 1)

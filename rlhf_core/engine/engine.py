@@ -12,29 +12,34 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 
 import torch
 
+from rlhf_core.engine.agreement import require_agreement
+from rlhf_core.engine.pacing import Pacing
 from rlhf_core.engine.runner import Runner
 from rlhf_core.engine.sampling import sample
 from rlhf_core.engine.scheduler import Lane, Plan, Scheduler
-from rlhf_core.engine.sequence import NO_TOKEN, GenerationRequest, Sequence, StepOutput
+from rlhf_core.engine.sequence import NO_TOKEN, GenerationRequest, Sequence, StepOutput, TopLogprobs
 from rlhf_core.engine.text import Decode, TextStream, text_decoder
 from rlhf_core.errors import ConflictError, ContextOverflowError, InvalidRequestError, ModelError
 from rlhf_core.models.load import LoadedPolicy
 from rlhf_core.records import FinishReason, Sampling
 
 PROBE_TOKENS = 4
+PROBE_PART = 8
+"""Prompt tokens a step in a probe: prompts are read in parts, beside answers that already run."""
 
 
 class Engine:
     """Generates for many requests at once from one policy, or from two while one drains.
 
-    Memory beside the weights: per weight set, keys and values of `max_running` x `max_context` tokens at
-    most. `max_prefill_tokens` bounds the prompt tokens of a step, and so how long a long prompt can hold up
-    running answers.
+    Memory beside the weights: per weight set, keys and values of `max_running` x `max_context` tokens at most,
+    and of `max_prefix_tokens` of ended conversations. `max_prefill_tokens` bounds the prompt tokens of a step, and
+    so how long a long prompt can hold up running answers; with a `clock` (seconds) they are also paced, so that a
+    prompt slows running answers down by a factor, not by its length.
     """
 
     def __init__(
@@ -46,12 +51,17 @@ class Engine:
         max_context: int,
         seed: int = 0,
         max_prefill_tokens: int = 256,
+        max_prefix_tokens: int = 0,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.max_context = min(max_context, policy.max_context)
         self._max_running = max_running
         self._scheduler = Scheduler(
-            policy, max_running=max_running, max_waiting=max_waiting, max_prefill_tokens=max_prefill_tokens
+            policy, max_running=max_running, max_waiting=max_waiting, max_prefix_tokens=max_prefix_tokens
         )
+        self._max_prefill_tokens = max_prefill_tokens
+        self._clock = clock
+        self._pacing = Pacing(max_prefill_tokens)
         self._runners: dict[Lane, Runner] = {self._scheduler.active: self._runner(policy)}
         self._sequences: dict[str, Sequence] = {}
         self._random = random.Random(seed)
@@ -135,25 +145,38 @@ class Engine:
         Should a forward raise, nothing of it is committed and the step can be tried again.
         """
         outputs: list[StepOutput] = []
-        for plan in self._scheduler.schedule():
+        scheduler, decoding = self._scheduler, self._scheduler.decoding
+        budget = self._max_prefill_tokens
+        started = 0.0
+        if self._clock is not None:
+            budget = self._pacing.budget(decoding=decoding, prompts=scheduler.unread)
+            started = self._clock()
+        plans = scheduler.schedule(budget)
+        for plan in plans:
             outputs += self._advance(plan)
+        if self._clock is not None:
+            prompt_tokens = sum(plan.prompt_tokens for plan in plans)
+            self._pacing.note(self._clock() - started, decoding=decoding, prompt_tokens=prompt_tokens)
         self._drop_drained()
         return outputs
 
     def _advance(self, plan: Plan) -> list[StepOutput]:
         drawing = plan.drawing
-        logits = self._runners[plan.lane].forward(plan)
+        runner = self._runners[plan.lane]
+        for reuse in plan.reuses:
+            runner.cache.copy_in(reuse.slot, reuse.saved, reuse.length)
+        logits = runner.forward(plan)
         plan.commit()
         if not drawing:
             return []
         try:
-            token_ids, logprobs = sample(logits, drawing, self._random)
+            draws = sample(logits, drawing, self._random)
         except ModelError as error:
             return self._fail(plan.lane, str(error))
-        rows = zip(drawing, token_ids, logprobs, strict=True)
-        return [self._commit(sequence, token_id, logprob) for sequence, token_id, logprob in rows]
+        rows = zip(drawing, draws.token_ids, draws.logprobs, draws.top, strict=True)
+        return [self._commit(*row) for row in rows]
 
-    def _commit(self, sequence: Sequence, token_id: int, logprob: float) -> StepOutput:
+    def _commit(self, sequence: Sequence, token_id: int, logprob: float, top: TopLogprobs) -> StepOutput:
         sequence.token_ids.append(token_id)
         sequence.logprobs.append(logprob)
         assert sequence.policy is not None, "a scheduled sequence is pinned to a policy"
@@ -165,10 +188,20 @@ class Engine:
             text += stream.finish() if stream else ""
             if stream and stream.stopped:
                 sequence.finish_reason = "stop"
+            self._keep_prefix(sequence)
             self._release(sequence)
             sequence.status = "finished"
         sequence.text += text
-        return StepOutput(sequence, token_id, logprob, text, finished)
+        return StepOutput(sequence, token_id, logprob, text, finished, top)
+
+    def _keep_prefix(self, sequence: Sequence) -> None:
+        """What was said may be how the next prompt begins; after a swap, nobody will ask the old policy again."""
+        lane = self._scheduler.active
+        if sequence.policy is not lane.policy:
+            return
+        slot, cache = lane.running.index(sequence), self._runners[lane].cache
+        token_ids = (*sequence.request.prompt_token_ids, *sequence.token_ids)[: sequence.cached]
+        lane.prefixes.keep(token_ids, lambda length: cache.copy_out(slot, length))
 
     def _fail(self, lane: Lane, reason: str) -> list[StepOutput]:
         """End every sequence of a weight set that can no longer be trusted, and forget its keys and values."""
@@ -178,6 +211,7 @@ class Engine:
             sequence.status = "failed"
             sequence.error = reason
         self._runners[lane].cache.clear()
+        lane.prefixes.clear()
         return [StepOutput(sequence, NO_TOKEN, 0.0, "", True) for sequence in failed]
 
     def _release(self, sequence: Sequence) -> None:
@@ -236,12 +270,13 @@ def probe(policy: LoadedPolicy, prompts: Rows[tuple[int, ...]]) -> None:
     """Answer a few prompts greedily in an engine of its own, before a policy takes traffic.
 
     Touches no other engine, so it can run beside one in another thread. Raises ModelError when logits are not
-    finite, or when the model's attention is one that cannot be served.
+    finite, or when the engine's probabilities are not those of the model called as usual.
     """
     context = max(len(prompt) for prompt in prompts) + PROBE_TOKENS
-    engine = Engine(policy, max_running=len(prompts), max_waiting=0, max_context=context)
+    engine = Engine(policy, max_running=len(prompts), max_waiting=0, max_context=context, max_prefill_tokens=PROBE_PART)
     sampling = Sampling(temperature=0.0, max_tokens=PROBE_TOKENS)
-    engine.generate(
+    sequences = engine.generate(
         GenerationRequest(f"probe-{number}", prompt, sampling, decode_text=False, ignore_end=True)
         for number, prompt in enumerate(prompts)
     )
+    require_agreement(policy, sequences)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from rlhf_core.engine.cache import SlotCache, SlotSpan, SlotStep
+from rlhf_core.engine.cache import SlotCache
+from rlhf_core.engine.reading import SlotSpan, SlotStep
 from rlhf_core.engine.scheduler import Plan, Span
+from rlhf_core.models.forward import make_forward
 from rlhf_core.models.load import LoadedPolicy
 
 
@@ -17,10 +17,8 @@ class Runner:
 
     def __init__(self, policy: LoadedPolicy, *, slots: int, max_context: int) -> None:
         self.cache = SlotCache(slots, max_context)
-        self._model: Any = policy.model
         self._device = policy.model.device
-        # transformers hands a mask of four dimensions through as it is, and so builds none.
-        self._no_mask = torch.zeros(1, 1, 1, 1, device=self._device)
+        self._forward = policy.forward or make_forward(policy.model, max_context=max_context, frozen=False)
 
     def forward(self, plan: Plan) -> Tensor:
         """Run every token of the plan in one row of the batch -> logits [len(plan.drawing), V].
@@ -30,40 +28,22 @@ class Runner:
         """
         token_ids, positions, slots = _rows(plan)
         rows = torch.tensor([token_ids, positions, slots], device=self._device)
-        output = self._model(
-            input_ids=rows[0:1],
-            position_ids=rows[1:2],
-            attention_mask=self._no_mask,
-            use_cache=False,
-            logits_to_keep=self._kept_rows(plan),
-            slots=self._step(plan, positions, rows),
-        )
-        logits: Tensor = output.logits[0]
-        return logits
+        return self._forward(rows[0], rows[1], self._kept_rows(plan), self._step(plan, positions, rows))
 
     def _step(self, plan: Plan, positions: list[int], rows: Tensor) -> SlotStep:
         decoding = len(plan.decoding)
-        lengths = [position + 1 for position in positions[:decoding]]
-        longest = max(lengths, default=0)
         return SlotStep(
             cache=self.cache,
             slots=rows[2],
             positions=rows[1],
-            decoding=decoding,
-            longest=longest,
-            visible=None if min(lengths, default=0) == longest else self._visible(rows[1, :decoding], longest),
+            lengths=tuple(position + 1 for position in positions[:decoding]),
             spans=_slot_spans(plan.spans, decoding),
         )
 
-    def _visible(self, positions: Tensor, longest: int) -> Tensor:
-        beyond = torch.arange(longest, device=self._device) > positions[:, None]
-        mask = torch.zeros(beyond.shape, dtype=self._model.dtype, device=self._device)
-        return mask.masked_fill_(beyond, float("-inf"))[:, None, None]
-
-    def _kept_rows(self, plan: Plan) -> int | Tensor:
-        """Rows that draw a token: 0 means all of them, in transformers' words."""
+    def _kept_rows(self, plan: Plan) -> Tensor | None:
+        """Rows that draw a token; None for all of them."""
         if not plan.spans:
-            return 0
+            return None
         kept = list(range(len(plan.decoding)))
         row = len(kept)
         for span in plan.spans:

@@ -2,100 +2,123 @@
 
 Inverse transform: one uniform number per row and a search in the cumulative distribution. One number per
 token, drawn in plain Python, makes a seeded sequence independent of the batch around it and of the device,
-and is far cheaper than noise over the whole vocabulary.
+and is far cheaper than noise over the whole vocabulary. The search has two levels, blocks of tokens and then
+one block, so the vocabulary is passed over twice (softmax, block sums) and never sorted or summed up as a whole.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlhf_core.engine.sequence import Sequence
+from rlhf_core.engine.restrict import adjusted_logits, restrict
+from rlhf_core.engine.sequence import Sequence, TopLogprobs, is_greedy
 from rlhf_core.errors import ModelError
 
-COLDEST = 1e-4
-"""Temperatures below this are greedy: dividing by them would only lose precision."""
+BLOCK = 256
+BELOW_ONE = 1.0 - 2.0**-53
 
 
-def sample(logits: Tensor, sequences: Rows[Sequence], shared: random.Random) -> tuple[list[int], list[float]]:
-    """logits [B, V] -> token id and logprob per row; `shared` is for the sequences without a seed.
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """One step's draws, by row."""
 
-    The logprob is that of the policy, log-softmax(logits / temperature) at the token, whatever top_p, top_k
-    or min_tokens left out; greedy rows count as temperature 1. Raises ModelError when the logits are not
-    finite.
+    token_ids: list[int]
+    logprobs: list[float]
+    """Nats: log-softmax(logits / temperature) at the token, of the policy itself: whatever top_p, top_k, min_p,
+    min_tokens or penalties did to the draw does not enter. Greedy rows count as temperature 1."""
+    top: list[TopLogprobs]
+    """The most probable tokens with their logprobs, as many as each request asked for."""
+
+
+def sample(logits: Tensor, sequences: Rows[Sequence], shared: random.Random) -> Draws:
+    """logits [B, V] -> one draw per row; `shared` is for the sequences without a seed. May overwrite `logits`.
+
+    Raises ModelError when the logits are not finite.
     """
-    log_probs = _log_probs(logits, sequences)
-    allowed = _without_early_ends(log_probs, sequences)
-    greedy = [_is_greedy(sequence) for sequence in sequences]
-    if all(greedy):
-        tokens = allowed.argmax(dim=-1)
-    else:
-        tokens = _draw(allowed, sequences, shared)
-        if any(greedy):
-            tokens = torch.where(torch.tensor(greedy, device=tokens.device), allowed.argmax(dim=-1), tokens)
-    logprobs = log_probs.gather(1, tokens[:, None])[:, 0]
-    return tokens.tolist(), logprobs.tolist()
-
-
-def _is_greedy(sequence: Sequence) -> bool:
-    return sequence.request.sampling.temperature < COLDEST
-
-
-def _log_probs(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
-    """log-softmax(logits / temperature) [B, V] in float32."""
-    scaled = logits.float()
-    temperatures = [1.0 if _is_greedy(s) else s.request.sampling.temperature for s in sequences]
-    if any(temperature != 1.0 for temperature in temperatures):
-        scaled = scaled / scaled.new_tensor(temperatures)[:, None]
-    totals = scaled.logsumexp(dim=-1, keepdim=True)
-    # One NaN or +inf in a row makes its total not finite; a model may mask single tokens with -inf.
-    if not bool(totals.isfinite().all()):
+    scaled = _scaled(logits, sequences)
+    probs = scaled.softmax(dim=-1)
+    sums = _block_sums(probs)
+    # One NaN or +inf in a row makes its sum not finite; a model may mask single tokens with -inf.
+    if not bool(sums.sum().isfinite()):
         raise ModelError("the policy's logits are not finite")
-    return scaled - totals
+    adjusted = adjusted_logits(scaled, sequences)
+    greedy = [is_greedy(sequence) for sequence in sequences]
+    if all(greedy):
+        tokens = adjusted.argmax(dim=-1)
+    else:
+        tokens = _draw(probs, sums, adjusted, sequences, shared)
+        if any(greedy):
+            tokens = torch.where(torch.tensor(greedy, device=tokens.device), adjusted.argmax(dim=-1), tokens)
+    return Draws(tokens.tolist(), _logprobs(scaled, probs, tokens), _top(scaled, sequences))
 
 
-def _without_early_ends(log_probs: Tensor, sequences: Rows[Sequence]) -> Tensor:
-    early = [i for i, s in enumerate(sequences) if len(s.token_ids) < s.request.min_tokens]
-    if not early:
-        return log_probs
-    allowed = log_probs.clone()
-    for row in early:
-        policy = sequences[row].policy
-        assert policy is not None, "a scheduled sequence is pinned to a policy"
-        allowed[row, list(policy.end_token_ids)] = float("-inf")
-    return allowed
+def _scaled(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
+    """logits / temperature [B, V] in float32."""
+    scaled = logits.float()
+    temperatures = [1.0 if is_greedy(s) else s.request.sampling.temperature for s in sequences]
+    if all(temperature == 1.0 for temperature in temperatures):
+        return scaled
+    return scaled.div_(scaled.new_tensor(temperatures)[:, None])
 
 
-def _draw(allowed: Tensor, sequences: Rows[Sequence], shared: random.Random) -> Tensor:
-    """[B, V] -> [B] tokens. Each sequence that is not greedy takes one number from its own or the shared source."""
-    numbers = [0.0 if _is_greedy(s) else (s.uniforms or shared).random() for s in sequences]
-    probs = _restricted(allowed.softmax(dim=-1), sequences)
-    # In float64, because a float32 running sum over a large vocabulary loses the rare tokens.
-    cumulative = probs.cumsum(dim=-1, dtype=torch.float64)
-    uniforms = torch.tensor(numbers, dtype=torch.float64, device=probs.device)[:, None]
-    # right=True finds the first token whose cumulative mass exceeds the number: never one of probability 0.
-    tokens = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
-    return tokens[:, 0].clamp_max(probs.shape[-1] - 1)
+def _block_sums(probs: Tensor) -> Tensor:
+    """[B, V] -> [B, ceil(V / BLOCK)]: mass of each block of neighbouring tokens."""
+    rows, vocabulary = probs.shape
+    whole = vocabulary // BLOCK * BLOCK
+    sums = probs[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=-1) if whole else probs.new_zeros(rows, 0)
+    if whole == vocabulary:
+        return sums
+    return torch.cat([sums, probs[:, whole:].sum(dim=-1, keepdim=True)], dim=1)
 
 
-def _restricted(probs: Tensor, sequences: Rows[Sequence]) -> Tensor:
-    """Zero what top_k, then top_p, leave out; rows with neither are not touched."""
-    wanted = [s.request.sampling for s in sequences]
-    rows = [i for i, sampling in enumerate(wanted) if sampling.top_k > 0 or sampling.top_p < 1.0]
-    if not rows:
-        return probs
-    ordered, order = probs[rows].sort(dim=-1, descending=True)
-    ranks = torch.arange(probs.shape[-1], device=probs.device)
-    top_k = torch.tensor([wanted[i].top_k or probs.shape[-1] for i in rows], device=probs.device)[:, None]
-    ordered = ordered * (ranks < top_k)
-    before = ordered.cumsum(dim=-1) - ordered
-    top_p = probs.new_tensor([wanted[i].top_p for i in rows])[:, None]
-    # The nucleus is the smallest set that reaches top_p: a token is in while those before it have not reached
-    # it.
-    inside = (before < top_p * ordered.sum(dim=-1, keepdim=True)) | (ranks == 0) | (top_p >= 1.0)
-    restricted = probs.clone()
-    restricted[rows] = torch.zeros_like(ordered).scatter_(1, order, ordered * inside)
-    return restricted
+def _draw(probs: Tensor, sums: Tensor, adjusted: Tensor, sequences: Rows[Sequence], shared: random.Random) -> Tensor:
+    """-> [B] tokens. Each sequence that is not greedy takes one number from its own or the shared source."""
+    rows, weights = restrict(probs, adjusted, sequences)
+    if rows:
+        probs = probs.clone()
+        probs[rows] = weights
+        sums = sums.clone()
+        sums[rows] = _block_sums(weights)
+    numbers = [0.0 if is_greedy(s) else (s.uniforms or shared).random() for s in sequences]
+    # In float64, because a float32 running sum over many blocks loses the rare tokens.
+    mass = sums.double().cumsum(dim=-1)
+    target = torch.tensor(numbers, dtype=torch.float64, device=probs.device)[:, None] * mass[:, -1:]
+    # right=True finds the first block, and then token, whose cumulative mass exceeds the number: never one of mass 0.
+    block = torch.searchsorted(mass, target, right=True).clamp_max(mass.shape[1] - 1)
+    inside = sums.gather(1, block).double()
+    share = ((target - (mass.gather(1, block) - inside)) / inside).clamp_(0.0, BELOW_ONE)
+    return _search_block(probs, block, share)
+
+
+def _search_block(probs: Tensor, block: Tensor, share: Tensor) -> Tensor:
+    """The token of each row's block [B, 1] where the given share [B, 1] of the block's mass is passed -> [B]."""
+    last = probs.shape[1] - 1
+    tokens = block * BLOCK + torch.arange(BLOCK, device=probs.device)
+    weights = probs.gather(1, tokens.clamp_max(last)).double().masked_fill_(tokens > last, 0.0)
+    mass = weights.cumsum(dim=-1)
+    found = torch.searchsorted(mass, share * mass[:, -1:], right=True).clamp_max(BLOCK - 1)
+    return (block * BLOCK + found)[:, 0].clamp_max(last)
+
+
+def _logprobs(scaled: Tensor, probs: Tensor, tokens: Tensor) -> list[float]:
+    logprobs = probs.gather(1, tokens[:, None])[:, 0].log()
+    # A token that only a penalty made possible may be too rare for its probability to be a float32.
+    for row in (~logprobs.isfinite()).nonzero()[:, 0].tolist():
+        logprobs[row] = scaled[row].log_softmax(dim=-1)[tokens[row]]
+    values: list[float] = logprobs.tolist()
+    return values
+
+
+def _top(scaled: Tensor, sequences: Rows[Sequence]) -> list[TopLogprobs]:
+    wanted = [sequence.request.top_logprobs for sequence in sequences]
+    top: list[TopLogprobs] = [()] * len(sequences)
+    for row, count in enumerate(wanted):
+        if count:
+            values, indices = scaled[row].log_softmax(dim=-1).topk(min(count, scaled.shape[1]))
+            top[row] = tuple(zip(indices.tolist(), values.tolist(), strict=True))
+    return top

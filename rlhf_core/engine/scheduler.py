@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
 
+from rlhf_core.engine.prefixes import PrefixStore
 from rlhf_core.engine.sequence import Sequence
 from rlhf_core.errors import ConflictError, OverloadedError
 
@@ -28,6 +30,7 @@ class Lane:
     """The running sequences of one weight set; index is slot."""
 
     policy: LoadedPolicy
+    prefixes: PrefixStore
     running: list[Sequence] = field(default_factory=list)
 
     def decoding(self) -> list[Sequence]:
@@ -73,17 +76,32 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Reuse:
+    """The beginning of a prompt that is copied to `slot` instead of read."""
+
+    slot: int
+    saved: Any
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One forward of one weight set: decoding sequences own slots 0..n-1, spans the slots they name."""
 
     lane: Lane
     decoding: list[Sequence]
     spans: list[Span]
+    reuses: list[Reuse]
+    """To be made before the forward."""
 
     @property
     def drawing(self) -> list[Sequence]:
         """Sequences that draw a token, in the order of the forward's rows."""
         return self.decoding + [span.sequence for span in self.spans if span.complete]
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(span.end - span.start for span in self.spans)
 
     def commit(self) -> None:
         """The forward ran: its keys and values are in the cache."""
@@ -96,13 +114,29 @@ class Plan:
 class Scheduler:
     """The waiting queue and the lanes. `max_running` bounds both lanes together."""
 
-    def __init__(self, policy: LoadedPolicy, *, max_running: int, max_waiting: int, max_prefill_tokens: int) -> None:
+    def __init__(self, policy: LoadedPolicy, *, max_running: int, max_waiting: int, max_prefix_tokens: int = 0) -> None:
         self.waiting: deque[Sequence] = deque()
-        self.active = Lane(policy)
+        self._max_prefix_tokens = max_prefix_tokens
+        self.active = self._lane(policy)
         self.draining: Lane | None = None
         self._max_running = max_running
         self._max_waiting = max_waiting
-        self._max_prefill_tokens = max_prefill_tokens
+        self._begun = ""
+        """Group of the sequence that started last."""
+
+    def _lane(self, policy: LoadedPolicy) -> Lane:
+        return Lane(policy, PrefixStore(self._max_prefix_tokens))
+
+    @property
+    def decoding(self) -> int:
+        """Sequences that draw a token in the next step whatever is read."""
+        return sum(len(lane.decoding()) for lane in (self.draining, self.active) if lane)
+
+    @property
+    def unread(self) -> int:
+        """Prompts that are not read to their ends, of those for which there is a slot."""
+        reading = self.running - self.decoding
+        return reading + min(len(self.waiting), self._max_running - self.running)
 
     @property
     def running(self) -> int:
@@ -119,32 +153,51 @@ class Scheduler:
             raise OverloadedError(f"{len(self.waiting)} requests are waiting, which is the limit")
         self.waiting.append(sequence)
 
-    def schedule(self) -> list[Plan]:
-        """Plan one step: every decoding sequence, and as many prompt tokens as the step's budget allows."""
-        budget = self._max_prefill_tokens
+    def schedule(self, budget: int) -> list[Plan]:
+        """Plan one step: every decoding sequence, and at most `budget` prompt tokens."""
         plans = []
         for lane in (self.draining, self.active):
             if lane is None:
                 continue
             decoding = lane.decoding()
-            spans, budget = self._read_prompts(lane, budget)
+            spans, reuses, budget = self._read_prompts(lane, budget)
             if decoding or spans:
-                plans.append(Plan(lane, decoding, spans))
+                plans.append(Plan(lane, decoding, spans, reuses))
         return plans
 
-    def _read_prompts(self, lane: Lane, budget: int) -> tuple[list[Span], int]:
-        spans = []
+    def _read_prompts(self, lane: Lane, budget: int) -> tuple[list[Span], list[Reuse], int]:
+        spans: list[Span] = []
+        reuses: list[Reuse] = []
         if lane.running and lane.running[-1].prefilling and budget:
             spans.append(_span(lane, budget))
             budget -= spans[0].end - spans[0].start
-        while lane is self.active and self.waiting and budget and self.running < self._max_running:
-            sequence = self.waiting.popleft()
-            sequence.status = "running"
-            sequence.policy = lane.policy
-            lane.running.append(sequence)
+        while lane is self.active and budget and self._may_begin():
+            reuses += self._begin(lane)
             spans.append(_span(lane, budget))
             budget -= spans[-1].end - spans[-1].start
-        return spans, budget
+        return spans, reuses, budget
+
+    def _may_begin(self) -> bool:
+        """Whether there is a slot for the next one; a group begins when there is one for each of its members."""
+        if not self.waiting:
+            return False
+        group, needed = self.waiting[0].request.group, 1
+        if group and group != self._begun:
+            needed = sum(1 for _ in takewhile(lambda s: s.request.group == group, self.waiting))
+        return self.running + min(needed, self._max_running) <= self._max_running
+
+    def _begin(self, lane: Lane) -> list[Reuse]:
+        sequence = self.waiting.popleft()
+        sequence.status = "running"
+        sequence.policy = lane.policy
+        self._begun = sequence.request.group
+        lane.running.append(sequence)
+        match = lane.prefixes.match(sequence.request.prompt_token_ids)
+        if match is None:
+            return []
+        prefix, sequence.cached = match
+        sequence.reused = sequence.cached
+        return [Reuse(len(lane.running) - 1, prefix.saved, sequence.cached)]
 
     def remove(self, sequence: Sequence) -> tuple[Lane, list[Move]]:
         """Take a running sequence out of its lane. The caller makes the moves in that lane's cache."""
@@ -153,13 +206,18 @@ class Scheduler:
         return lane, lane.remove(sequence)
 
     def swap(self, policy: LoadedPolicy) -> None:
-        """New sequences start on `policy`. Raises ConflictError while an older set still has sequences."""
+        """New sequences start on `policy`.
+
+        Raises ConflictError while an older set still has sequences, and between two members of a group.
+        """
+        if self.waiting and self._begun and self.waiting[0].request.group == self._begun:
+            raise ConflictError("a group of answers has begun and must go on where it did")
         if self.draining is not None and self.draining.running:
             raise ConflictError(f"{len(self.draining.running)} answers still run on the previous policy")
         if policy is self.active.policy:
             raise ConflictError(f"policy version {policy.policy_version} is already active")
         self.draining = self.active if self.active.running else None
-        self.active = Lane(policy)
+        self.active = self._lane(policy)
 
     def drop_drained(self) -> Lane | None:
         """Forget the draining lane once it is empty; returns it when that happened."""

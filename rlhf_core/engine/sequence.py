@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rlhf_core.engine.text import TextStream
     from rlhf_core.models.load import LoadedPolicy
 
+TopLogprobs = tuple[tuple[int, float], ...]
+"""(token id, logprob) of the most probable tokens, best first."""
 SequenceStatus = Literal["waiting", "running", "finished", "aborted", "failed"]
 
 
@@ -28,6 +30,10 @@ class GenerationRequest:
     """Go on after an end token, up to max_tokens. For load generators that need answers of a known length."""
     min_tokens: int = 0
     """Draw no end token before this many. The stored logprobs stay those of the policy itself."""
+    top_logprobs: int = 0
+    """Report the logprobs of this many most probable tokens at each step."""
+    group: str = ""
+    """Requests of one group answer from one policy: later ones follow the first, even into a draining set."""
 
 
 @dataclass(eq=False, slots=True)
@@ -51,6 +57,8 @@ class Sequence:
     """Why it failed, for status `failed`."""
     cached: int = 0
     """Tokens whose keys and values are in the cache: all but the last drawn one, once the prompt is in."""
+    reused: int = 0
+    """Tokens of the prompt that were not read, because an earlier conversation began with them."""
 
     @property
     def prompt_length(self) -> int:
@@ -62,6 +70,12 @@ class Sequence:
 
 
 NO_TOKEN = -1
+COLDEST = 1e-4
+"""Temperatures below this are greedy: dividing by them would only lose precision."""
+
+
+def is_greedy(sequence: Sequence) -> bool:
+    return sequence.request.sampling.temperature < COLDEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +90,5 @@ class StepOutput:
     """Newly complete text: may be empty while a character or a possible stop string is unfinished."""
     finished: bool
     """True also when it failed: `sequence.status` tells."""
+    top: TopLogprobs = ()
+    """As many as `top_logprobs` asked for."""

@@ -20,16 +20,22 @@ from rlhf_core.errors import ModelError
 
 ATTENTION: Final = "attune_slots"
 
-_UNSUPPORTED: Final = ("softcap", "s_aux", "position_bias")
-"""What some models pass to their attention and the slots do not compute: logit caps, sinks, learned biases.
+_UNSUPPORTED: Final = ("softcap", "s_aux", "sinks", "position_bias", "block_indices", "indices")
+"""What some models pass to their attention and the slots do not compute: logit caps, sinks, learned biases, choices
+of the positions to read.
 """
 
 
 class SlotAttention(Protocol):
     """What the engine passes as `slots`: attention of one step's tokens over the cache."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query [1, H, N, D], key and value [1, H_kv, N, D] -> [1, N, H, D]."""
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None = None
+    ) -> Tensor:
+        """query [1, H, N, D], key and value [1, H_kv, N, D] -> [1, N, H, D].
+
+        With a window, the query at position i sees positions i-window+1..i.
+        """
         ...
 
 
@@ -48,6 +54,7 @@ def slot_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     slots: SlotAttention | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature. Raises ModelError for attention that the slots do not compute."""
@@ -61,4 +68,4 @@ def slot_attention(
             raise ModelError(f"{type(module).__name__} uses {name} in its attention, which cannot be served")
     layer: Any = module.layer_idx
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return slots.attend(layer, query, key, value, scale), None
+    return slots.attend(layer, query, key, value, scale, sliding_window), None

@@ -31,6 +31,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlhf_core.errors import InvalidRequestError, ModelError
 from rlhf_core.models.attention import ATTENTION, register_attention
+from rlhf_core.models.forward import Forward, make_forward
+from rlhf_core.models.inspection import AttentionLayer, inspect_attention, refuse_chunks, refuse_special_attention
+from rlhf_core.models.placement import Device, Precision, choose_device, choose_dtype
 from rlhf_core.records import Message
 
 PROBES: Final = ("Hello.", "What can you do for me?", "My order has not arrived yet.")
@@ -52,9 +55,6 @@ MODEL_FILES: Final = (
 )
 """Everything that a model directory needs; all else, and above all code and pickles, is left behind."""
 
-_LONG_ROPES: Final = frozenset({"dynamic", "longrope"})
-"""Rotary scalings that depend on the longest sequence of a forward: one request would change another's answer."""
-
 
 @dataclass(frozen=True, eq=False)
 class LoadedPolicy:
@@ -68,10 +68,21 @@ class LoadedPolicy:
     max_context: int
     """Tokens, prompt and answer together."""
     end_token_ids: frozenset[int]
+    attention: tuple[AttentionLayer, ...] = ()
+    """The shapes of every layer's keys and values, and its window."""
+    forward: Forward | None = None
+    """How a step is computed where the weights are frozen; None: from the model's own weights, as they then are."""
+    base: LoadedPolicy | None = None
+    """For an adapter: the policy whose weights it shares."""
 
     @property
     def vocab_size(self) -> int:
         return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What the cache holds for one token."""
+        return sum(layer.elements for layer in self.attention) * self.model.dtype.itemsize
 
 
 def load_policy(
@@ -81,8 +92,12 @@ def load_policy(
     checkpoint_id: str = "",
     weights_sha256: str = "",
     max_context: int | None = None,
+    frozen: bool = False,
+    pack: bool = False,
+    dtype: Precision = "float32",
+    device: Device = "cpu",
 ) -> LoadedPolicy:
-    """Load a directory in float32, in eval mode, from local safetensors only.
+    """Load a directory in eval mode, from local safetensors only; for training, in float32 on the CPU.
 
     `max_context` can lower the model's own limit. The model computes ordinary attention when called as usual,
     so the same object can be trained. Raises ModelError in one sentence when the directory cannot be served.
@@ -93,14 +108,17 @@ def load_policy(
         config: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{directory}/config.json is not a model this release knows: {_first_line(error)}") from error
+    refuse_special_attention(directory, config)
     text_config = config.get_text_config()
     limit = getattr(text_config, "max_position_embeddings", None) or max_context
     if limit is None:
         raise ModelError(f"{directory}/config.json has no max_position_embeddings: set a context length")
     context = min(int(limit), max_context or int(limit))
-    _refuse_special_attention(directory, text_config, context)
+    refuse_chunks(directory, config, context)
     tokenizer = _load_tokenizer(directory)
-    model = _load_model(directory)
+    place = choose_device(device)
+    model = _load_model(directory, choose_dtype(dtype, place), place)
+    attention = inspect_attention(directory, model, context)
     return LoadedPolicy(
         model=model,
         tokenizer=tokenizer,
@@ -109,6 +127,8 @@ def load_policy(
         weights_sha256=weights_sha256,
         max_context=context,
         end_token_ids=_end_token_ids(directory, model, tokenizer),
+        attention=attention,
+        forward=make_forward(model, max_context=context, frozen=True, pack=pack) if frozen else None,
     )
 
 
@@ -140,23 +160,6 @@ def _refuse_remote_code(directory: Path) -> None:
             raise ModelError(f"{path} describes quantised weights, which cannot be trained: use the original ones")
 
 
-def _refuse_special_attention(directory: Path, config: Any, context: int) -> None:
-    """Only full causal attention is computed; a window that `context` never outgrows is the same thing."""
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    chunk = getattr(config, "attention_chunk_size", None)
-    kinds: set[str] = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-    for kind, size in (("sliding_attention", window), ("chunked_attention", chunk)):
-        if kind in kinds and size is not None and size < context:
-            raise ModelError(f"{directory} uses {kind} of {size} tokens: set the context to at most {size}")
-    if unknown := sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"}):
-        raise ModelError(f"{directory} has {unknown[0]} layers, which cannot be served")
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        raise ModelError(f"{directory} caps its attention logits (attn_logit_softcapping), which cannot be served")
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _LONG_ROPES:
-        raise ModelError(f"{directory} uses {rope['rope_type']} rotary scaling, which cannot be served in batches")
-
-
 def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -169,7 +172,7 @@ def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load_model(directory: Path) -> PreTrainedModel:
+def _load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     register_attention()
     # A served process writes logs, and a bar is none.
     disable_progress_bar()
@@ -179,7 +182,7 @@ def _load_model(directory: Path) -> PreTrainedModel:
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=ATTENTION,
             output_loading_info=True,
         )
@@ -190,8 +193,7 @@ def _load_model(directory: Path) -> PreTrainedModel:
         raise ModelError(f"{directory} lacks {len(missing)} weights, among them {missing[0]}")
     if not getattr(model, "_supports_attention_backend", False) or not _takes_logits_to_keep(model):
         raise ModelError(f"{directory}: {type(model).__name__} does not let its attention be replaced")
-    model.eval()
-    return model
+    return model.eval().to(device)
 
 
 def _takes_logits_to_keep(model: PreTrainedModel) -> bool:

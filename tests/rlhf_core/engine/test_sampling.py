@@ -26,10 +26,13 @@ def sequence(min_tokens: int = 0, **sampling: Any) -> Sequence:
     return subject
 
 
+def drawn(logits: torch.Tensor, rows: list[Sequence], seed: int = 0) -> list[int]:
+    return sample(logits.clone(), rows, random.Random(seed)).token_ids
+
+
 def draw(count: int, **sampling: Any) -> Counter[int]:
-    logits = torch.tensor(PROBS).log().expand(count, -1)
-    token_ids, _ = sample(logits, [sequence(**sampling)] * count, random.Random(3))
-    return Counter(token_ids)
+    logits = torch.tensor(PROBS).log().repeat(count, 1)
+    return Counter(drawn(logits, [sequence(**sampling)] * count, 3))
 
 
 def chi_square(counts: Counter[int], probs: dict[int, float]) -> float:
@@ -73,36 +76,36 @@ def test_top_p_counts_within_top_k() -> None:
 
 def test_greedy_takes_the_likeliest_and_its_logprob_at_temperature_one() -> None:
     logits = torch.tensor([PROBS]).log() + 3.0
-    token_ids, logprobs = sample(logits, [sequence(temperature=0.0)], random.Random(0))
-    assert token_ids == [0]
-    assert logprobs[0] == pytest.approx(math.log(0.4), abs=1e-6)
+    draws = sample(logits, [sequence(temperature=0.0)], random.Random(0))
+    assert draws.token_ids == [0]
+    assert draws.logprobs[0] == pytest.approx(math.log(0.4), abs=1e-6)
 
 
 def test_the_logprob_is_the_policys_own_whatever_was_cut_off() -> None:
     logits = torch.tensor([PROBS]).log()
-    token_ids, logprobs = sample(logits, [sequence(temperature=0.5, top_k=1)], random.Random(0))
+    draws = sample(logits, [sequence(temperature=0.5, top_k=1)], random.Random(0))
     # Squares: 0.16 of 0.16 + 0.09 + 0.0225 + 0.01 + 0.0025 = 0.285.
-    assert token_ids == [0]
-    assert logprobs[0] == pytest.approx(math.log(0.16 / 0.285), abs=1e-6)
+    assert draws.token_ids == [0]
+    assert draws.logprobs[0] == pytest.approx(math.log(0.16 / 0.285), abs=1e-6)
 
 
 def test_rows_of_different_settings_do_not_disturb_each_other() -> None:
-    logits = torch.tensor(PROBS).log().expand(4, -1)
+    logits = torch.tensor(PROBS).log().repeat(4, 1)
     rows = [sequence(temperature=0.0), sequence(top_k=1), sequence(temperature=2.0, top_p=1e-9), sequence()]
     for _ in range(50):
-        token_ids, _ = sample(logits, rows, random.Random(1))
+        token_ids = drawn(logits, rows, 1)
         assert token_ids[:3] == [0, 0, 0]
     # random.Random(1) gives 0.134, 0.847, 0.763: the fourth row takes the third number, between 0.7 and 0.85.
     assert token_ids[3] == 2
 
 
 def test_a_seeded_row_draws_from_its_own_source_alone() -> None:
-    logits = torch.tensor(PROBS).log().expand(3, -1)
+    logits = torch.tensor(PROBS).log().repeat(3, 1)
     alone, crowded = sequence(seed=5), sequence(seed=5)
     alone.uniforms, crowded.uniforms = random.Random(5), random.Random(5)
     shared = random.Random(0)
-    first = [sample(logits[:1], [alone], shared)[0][0] for _ in range(40)]
-    second = [sample(logits, [sequence(), crowded, sequence()], shared)[0][1] for _ in range(40)]
+    first = [sample(logits[:1], [alone], shared).token_ids[0] for _ in range(40)]
+    second = [sample(logits, [sequence(), crowded, sequence()], shared).token_ids[1] for _ in range(40)]
     assert first == second
     assert len(set(first)) > 1
 
@@ -111,10 +114,9 @@ def test_a_seeded_row_draws_from_its_own_source_alone() -> None:
 def test_no_end_token_before_min_tokens(temperature: float) -> None:
     logits = torch.tensor([[50.0, 0.0, 0.0]])
     early = sequence(min_tokens=1, temperature=temperature)
-    token_ids, _ = sample(logits, [early], random.Random(0))
-    assert token_ids != [0]
+    assert drawn(logits, [early]) != [0]
     early.token_ids.append(1)
-    assert sample(logits, [early], random.Random(0))[0] == [0]
+    assert drawn(logits, [early]) == [0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -130,9 +132,77 @@ def test_the_number_zero_draws_no_token_of_probability_zero() -> None:
         def random(self) -> float:
             return 0.0
 
-    assert sample(torch.tensor([[-math.inf, 0.0, 0.0]]), [sequence()], Zero())[0] == [1]
+    assert sample(torch.tensor([[-math.inf, 0.0, 0.0]]), [sequence()], Zero()).token_ids == [1]
 
 
 def test_a_token_that_the_model_rules_out_is_never_drawn() -> None:
-    logits = torch.tensor([[-math.inf, 0.0, -math.inf]]).expand(200, -1)
-    assert set(sample(logits, [sequence()] * 200, random.Random(0))[0]) == {1}
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf]]).repeat(200, 1)
+    assert set(drawn(logits, [sequence()] * 200)) == {1}
+
+
+@pytest.mark.parametrize("vocabulary", [256, 700, 1024])
+def test_draws_over_many_blocks_follow_the_distribution(vocabulary: int) -> None:
+    logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(1)) * 3
+    counts = Counter(drawn(logits.repeat(40_000, 1), [sequence()] * 40_000))
+    probs = logits.double().softmax(-1)
+    # Tokens of at least 40 expected draws by themselves, the rest as one: the last block, part of one, included.
+    likely = {i: float(p) for i, p in enumerate(probs) if p > 1e-3}
+    rare = 1.0 - sum(likely.values())
+    observed = Counter({i: counts[i] for i in likely} | {-1: sum(n for i, n in counts.items() if i not in likely)})
+    freedom = len(likely)
+    # Chi-square of k degrees has mean k and variance 2k.
+    assert chi_square(observed, likely | {-1: rare}) < freedom + 4 * math.sqrt(2 * freedom)
+
+
+def test_every_token_can_be_drawn_wherever_its_block_lies() -> None:
+    for token in (0, 255, 256, 511, 512, 699):
+        logits = torch.full((3, 700), -math.inf)
+        logits[:, token] = 0.0
+        assert drawn(logits, [sequence()] * 3) == [token] * 3
+
+
+def test_min_p_leaves_out_what_is_rare_beside_the_likeliest() -> None:
+    # 0.3 * 0.4 = 0.12: the tokens of 0.4, 0.3 and 0.15 stay.
+    expected = {0: 0.4 / 0.85, 1: 0.3 / 0.85, 2: 0.15 / 0.85}
+    assert chi_square(draw(20_000, min_p=0.3), expected) < 13.8
+
+
+def test_top_p_is_exact_when_the_nucleus_is_larger_than_the_first_candidates() -> None:
+    # 2,000 equal tokens: top_p 0.5 needs exactly 1,000 of them.
+    counts = Counter(drawn(torch.zeros(20_000, 2000), [sequence(top_p=0.5)] * 20_000))
+    assert len(counts) == 1000
+
+
+def test_penalties_take_off_logits_by_what_the_response_holds() -> None:
+    row = sequence(temperature=0.0, presence_penalty=0.5, frequency_penalty=0.25)
+    row.token_ids[:] = [0, 0, 1]
+    # ln .4 - .5 - 2 * .25 = -1.916; ln .3 - .75 = -1.954; ln .15 = -1.897 is now the largest.
+    draws = sample(torch.tensor([PROBS]).log(), [row], random.Random(0))
+    assert draws.token_ids == [2]
+    assert draws.logprobs[0] == pytest.approx(math.log(0.15), abs=1e-6)
+
+
+def test_penalties_come_before_the_temperature() -> None:
+    row = sequence(temperature=2.0, presence_penalty=1.0)
+    row.token_ids[:] = [0]
+    weights = [math.sqrt(0.4 / math.e)] + [math.sqrt(p) for p in PROBS[1:]]
+    expected = {i: weight / sum(weights) for i, weight in enumerate(weights)}
+    counts = Counter(drawn(torch.tensor(PROBS).log().repeat(20_000, 1), [row] * 20_000))
+    assert chi_square(counts, expected) < 18.5
+
+
+def test_a_token_too_rare_for_a_float_keeps_its_logprob() -> None:
+    row = sequence(temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0)
+    row.token_ids[:] = [0] * 100
+    draws = sample(torch.tensor([[200.0, 0.0]]), [row], random.Random(0))
+    assert (draws.token_ids, draws.logprobs) == ([1], [-200.0])
+
+
+def test_the_likeliest_tokens_are_reported_for_those_who_ask() -> None:
+    asking = Sequence(GenerationRequest("r", (1,), Sampling(temperature=0.5), top_logprobs=2), max_tokens=9)
+    draws = sample(torch.tensor([PROBS, PROBS]).log(), [sequence(), asking], random.Random(0))
+    assert draws.top[0] == ()
+    (first, logprob), (second, _) = draws.top[1]
+    # Squares at temperature 0.5, as above.
+    assert (first, second) == (0, 1)
+    assert logprob == pytest.approx(math.log(0.16 / 0.285), abs=1e-6)

@@ -91,7 +91,6 @@ def with_a_weight_removed(directory: Path) -> None:
         (with_config(auto_map={"AutoModel": "x.Y"}), "names code to run"),
         (with_config(quantization_config={"quant_method": "x"}), "quantised"),
         (with_config(model_type="unheard-of"), "is not a model this release knows"),
-        (with_config(model_type="mistral", sliding_window=64), "sliding_attention of 64 tokens"),
         (with_config(model_type="gemma2", attn_logit_softcapping=50.0, sliding_window=4096), "caps its attention"),
         (
             with_config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
@@ -107,11 +106,6 @@ def test_a_directory_that_cannot_be_served_is_refused_in_one_sentence(
     with pytest.raises(ModelError, match=sentence) as refused:
         load_policy(directory)
     assert "\n" not in str(refused.value)
-
-
-def test_a_window_that_the_context_never_outgrows_is_no_obstacle(directory: Path) -> None:
-    change_config(directory, model_type="mistral", sliding_window=64, architectures=["MistralForCausalLM"])
-    assert load_policy(directory, max_context=64).max_context == 64
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:

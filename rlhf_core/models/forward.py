@@ -1,0 +1,53 @@
+"""How a policy computes a step: fused where the family is known, by its own transformers modules otherwise."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlhf_core.models.attention import SlotAttention
+from rlhf_core.models.fused import FUSED, FusedForward
+from rlhf_core.models.lora import Adapter
+
+
+class Forward(Protocol):
+    """The model as the engine sees it."""
+
+    def __call__(self, token_ids: Tensor, positions: Tensor, kept: Tensor | None, slots: SlotAttention) -> Tensor:
+        """token_ids and positions [N] -> logits [K, V] of the rows `kept` [K], of all N for None."""
+        ...
+
+
+class PlainForward:
+    """transformers' own modules, all tokens in one row of the batch."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        # transformers hands a mask of four dimensions through as it is, and so builds none.
+        self._no_mask = torch.zeros(1, 1, 1, 1, device=model.device)
+
+    def __call__(self, token_ids: Tensor, positions: Tensor, kept: Tensor | None, slots: SlotAttention) -> Tensor:
+        output = self._model(
+            input_ids=token_ids[None],
+            position_ids=positions[None],
+            attention_mask=self._no_mask,
+            use_cache=False,
+            logits_to_keep=0 if kept is None else kept,
+            slots=slots,
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+
+def make_forward(model: Any, *, max_context: int, frozen: bool, pack: bool = False) -> Forward:
+    """`frozen`: the weights will not change any more. `pack`: spend their memory again for speed, where it pays."""
+    if type(model).__name__ in FUSED:
+        return FusedForward(model, max_context=max_context, frozen=frozen, pack=pack)
+    return PlainForward(model)
+
+
+def adapt_forward(forward: Forward, adapted_model: Any, adapter: Adapter) -> Forward:
+    """The forward of frozen weights with an adapter beside them; `adapted_model` is the model with its terms."""
+    return forward.adapted(adapter) if isinstance(forward, FusedForward) else PlainForward(adapted_model)

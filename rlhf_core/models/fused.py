@@ -1,0 +1,180 @@
+"""The forward pass of Llama-like decoders, written out for serving: one product for queries, keys and values, one for
+gate and up, rotary tables made once, and none of the layers of Python that transformers needs to be general.
+
+Computes what the transformers model computes, for the families in `FUSED`; every other family runs its own modules
+(models/forward.py). Attention and its cache are the engine's.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+from torch.nn.functional import embedding, rms_norm
+
+from rlhf_core.models.attention import SlotAttention
+from rlhf_core.models.lora import Adapter
+from rlhf_core.models.projection import FrozenPart, LivePart, Projection
+
+FUSED: Final = frozenset(
+    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM"}
+)
+QKV: Final = ("q_proj", "k_proj", "v_proj")
+GATE_UP: Final = ("gate_proj", "up_proj")
+Part = Callable[[Sequence[torch.nn.Module]], FrozenPart | LivePart]
+
+
+class RMSNorm:
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension (Zhang and Sennrich 2019).
+
+    Written as x / hypot(|x|, sqrt(D eps)) * sqrt(D) * weight: half the operations, which is half the time for the few
+    rows of a decode step.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._size: int = module.weight.shape[-1]
+        floor = math.sqrt(self._size * module.variance_epsilon)
+        self._floor = torch.tensor(floor, dtype=torch.float32, device=module.weight.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        weight: Tensor = self._module.weight
+        if x.dtype != torch.float32:
+            return rms_norm(x, weight.shape, weight, self._module.variance_epsilon)
+        length = vector_norm(x, dim=-1, keepdim=True).hypot_(self._floor)
+        return (x / length.mul_(self._size**-0.5)).mul_(weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer's parts, in the order of use."""
+
+    attention_norm: RMSNorm
+    qkv: Projection
+    query_norm: RMSNorm | None
+    key_norm: RMSNorm | None
+    rotary: bool
+    window: int | None
+    output: Projection
+    mlp_norm: RMSNorm
+    gate_up: Projection
+    activation: Any
+    down: Projection
+
+
+class FusedForward:
+    """Logits of a step's tokens. `frozen` says that the weights will not change, so they may be joined, and packed
+    too: `pack` takes that much memory again."""
+
+    def __init__(self, model: Any, *, max_context: int, frozen: bool, pack: bool = False) -> None:
+        config = model.config
+        attention = model.model.layers[0].self_attn
+        self._heads: int = config.num_attention_heads
+        self._kv_heads: int = config.num_key_value_heads
+        self._size: int = attention.head_dim
+        self._scaling: float = attention.scaling
+        self._embedding: Tensor = model.model.embed_tokens.weight
+        self._final_norm = RMSNorm(model.model.norm)
+        part: Part = partial(FrozenPart, pack=pack) if frozen else LivePart
+        layers = enumerate(model.model.layers)
+        self._layers = [_layer(block, f"model.layers.{index}.", part) for index, block in layers]
+        self._head = _projection(model, "", ("lm_head",), part)
+        self._cos, self._sin = _rotary_tables(model, max_context, self._size)
+
+    def adapted(self, adapter: Adapter) -> FusedForward:
+        """The same weights with an adapter's terms beside them; shares every tensor."""
+        twin = copy.copy(self)
+        twin._head = self._head.adapted(adapter)
+        twin._layers = [
+            replace(
+                layer,
+                qkv=layer.qkv.adapted(adapter),
+                output=layer.output.adapted(adapter),
+                gate_up=layer.gate_up.adapted(adapter),
+                down=layer.down.adapted(adapter),
+            )
+            for layer in self._layers
+        ]
+        return twin
+
+    def __call__(self, token_ids: Tensor, positions: Tensor, kept: Tensor | None, slots: SlotAttention) -> Tensor:
+        """token_ids and positions [N] -> logits [K, V] of the rows `kept` [K], of all N for None."""
+        hidden = embedding(token_ids, self._embedding)
+        cos, sin = self._cos[positions], self._sin[positions]
+        for index, layer in enumerate(self._layers):
+            hidden = hidden + self._attend(index, layer, layer.attention_norm(hidden), cos, sin, slots)
+            hidden = hidden + self._feed_forward(layer, layer.mlp_norm(hidden))
+        if kept is not None:
+            hidden = hidden[kept]
+        return self._head(self._final_norm(hidden))
+
+    def _attend(self, index: int, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, slots: SlotAttention) -> Tensor:
+        rows, heads, kv_heads = x.shape[0], self._heads, self._kv_heads
+        qkv = layer.qkv(x).view(rows, heads + 2 * kv_heads, self._size)
+        rotated, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = layer.query_norm(rotated[:, :heads]), layer.key_norm(rotated[:, heads:])
+            rotated = torch.cat([query, key], dim=1)
+        if layer.rotary:
+            # rotate_half(x) * sin, with the sign moved into the table.
+            rotated = torch.addcmul(rotated * cos, rotated.roll(self._size // 2, -1), sin)
+        turned = rotated.transpose(0, 1).unsqueeze(0)
+        query, key = turned[:, :heads], turned[:, heads:]
+        attended = slots.attend(
+            index, query, key, value.transpose(0, 1).unsqueeze(0), self._scaling, window=layer.window
+        )
+        return layer.output(attended.reshape(rows, heads * self._size))
+
+    def _feed_forward(self, layer: Layer, x: Tensor) -> Tensor:
+        gate, up = layer.gate_up(x).chunk(2, dim=-1)
+        return layer.down(layer.activation(gate) * up)
+
+
+def _layer(block: Any, path: str, part: Part) -> Layer:
+    attention, mlp = block.self_attn, block.mlp
+    return Layer(
+        attention_norm=RMSNorm(block.input_layernorm),
+        qkv=_projection(attention, f"{path}self_attn.", QKV, part),
+        query_norm=RMSNorm(attention.q_norm) if hasattr(attention, "q_norm") else None,
+        key_norm=RMSNorm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+        rotary=bool(getattr(attention, "use_rope", True)),
+        window=_window(attention),
+        output=_projection(attention, f"{path}self_attn.", ("o_proj",), part),
+        mlp_norm=RMSNorm(block.post_attention_layernorm),
+        gate_up=_projection(mlp, f"{path}mlp.", GATE_UP, part),
+        activation=mlp.act_fn,
+        down=_projection(mlp, f"{path}mlp.", ("down_proj",), part),
+    )
+
+
+def _projection(parent: Any, path: str, names: tuple[str, ...], part: Part) -> Projection:
+    modules = [getattr(parent, name) for name in names]
+    return Projection(
+        part(modules), [(path + name, module.out_features) for name, module in zip(names, modules, strict=True)]
+    )
+
+
+def _window(attention: Any) -> int | None:
+    """Sliding window of a layer in tokens. Mistral's is the configuration's, for every layer."""
+    window = getattr(attention, "sliding_window", None)
+    if type(attention).__name__ == "MistralAttention":
+        window = attention.config.sliding_window
+    return window
+
+
+def _rotary_tables(model: Any, max_context: int, size: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [max_context, 1, D] for each position; sin negated in the first half (see `_attend`)."""
+    positions = torch.arange(max_context, device=model.device)[None]
+    with torch.no_grad():
+        cos, sin = model.model.rotary_emb(model.model.embed_tokens.weight[:1], positions)
+    sin = sin[0].clone()
+    sin[:, : size // 2].neg_()
+    return cos[0].unsqueeze(1), sin.unsqueeze(1)

@@ -1,0 +1,65 @@
+"""Where a policy's weights live, and in what precision.
+
+Training keeps float32 on a CPU; only serving chooses. bfloat16 halves the memory and, where the machine multiplies it
+in hardware, the time of a step; elsewhere it would be slower than float32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from rlhf_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from rlhf_core.models.load import LoadedPolicy
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def choose_device(wanted: Device) -> torch.device:
+    """`auto` is CUDA where there is one. Raises ModelError when CUDA is asked for and there is none."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device is cuda, but torch finds no CUDA device: use cpu")
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def choose_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the device multiplies it in hardware, float32 otherwise."""
+    if wanted == "auto":
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products run in hardware: AVX512-BF16 or AMX on a CPU, Ampere or later on CUDA."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def describe(policy: LoadedPolicy) -> dict[str, Any]:
+    """What a server prints of the policy that it starts with."""
+    model: Any = policy.model
+    return {
+        "model": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": _device_name(model.device),
+        "layers": len(policy.attention),
+        "window": min((layer.window for layer in policy.attention if layer.window), default=None),
+        "context": policy.max_context,
+        "kv_bytes_per_token": policy.kv_bytes_per_token,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)"

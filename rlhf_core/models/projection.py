@@ -1,0 +1,115 @@
+"""Linear maps as serving applies them: several modules that read the same input as one matrix product, with a LoRA
+adapter's low-rank term beside it.
+
+Frozen weights may also be packed: copied once into the layout that oneDNN multiplies fastest for a handful of rows,
+which is what a decode step has. On AVX2 that is 1.3 times the plain speed at 8 rows of a hidden layer and twice in the
+output layer; one row, and many, are faster as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+if TYPE_CHECKING:
+    from rlhf_core.models.lora import Adapter
+
+PACKED_ROWS = 8
+"""Rows that the packed layout is chosen for. Others are computed as exactly, if not always as fast."""
+LEAST_PACKED = 1 << 19
+"""Weights below which a call into oneDNN costs more than its layout saves."""
+MOST_ROWS = 16
+MOST_ROWS_OF_A_TALL_ONE = 64
+TALL = 1 << 14
+"""Output features from which the plain product is slow for more rows too: vocabularies."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """LoRA's term of one projection: x -> (x @ down) @ up."""
+
+    down: Tensor
+    """[in, r]"""
+    up: Tensor
+    """[r, out], the adapter's scaling included"""
+
+
+class LivePart:
+    """The modules as they stand: whoever trains their weights changes what this computes."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules: list[Any] = list(modules)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, in] -> [N, sum of out]."""
+        parts = [linear(x, module.weight, module.bias) for module in self._modules]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+class FrozenPart:
+    """The modules' weights joined, their own becoming views of it; packed beside that if `pack` and it pays."""
+
+    def __init__(self, modules: Sequence[nn.Module], *, pack: bool) -> None:
+        joined: list[Any] = list(modules)
+        self._weight = joined[0].weight if len(joined) == 1 else _join(joined)
+        biases = [module.bias for module in joined]
+        # Of joined projections all have a bias or none has: that is how every family builds them.
+        self._bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        self._packed = _pack(self._weight) if pack and _pays(self._weight) else None
+        self._most_rows = MOST_ROWS_OF_A_TALL_ONE if self._weight.shape[0] >= TALL else MOST_ROWS
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, in] -> [N, sum of out]."""
+        if self._packed is None or not 1 < x.shape[0] <= self._most_rows:
+            return linear(x, self._weight, self._bias)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return product
+
+
+def _join(modules: Sequence[Any]) -> Tensor:
+    """One weight for all, in whose memory theirs lie from now on."""
+    weight = torch.cat([module.weight.detach() for module in modules])
+    row = 0
+    for module in modules:
+        rows = module.weight.shape[0]
+        module.weight.data = weight[row : row + rows]
+        row += rows
+    return weight
+
+
+def _pays(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or weight.numel() < LEAST_PACKED or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _pack(weight: Tensor) -> Tensor:
+    with torch.no_grad():
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().clone(), PACKED_ROWS)
+    return packed
+
+
+class Projection:
+    """One product for modules that share their input, and an adapter's term where there is one."""
+
+    def __init__(
+        self, part: LivePart | FrozenPart, modules: Sequence[tuple[str, int]], term: LowRank | None = None
+    ) -> None:
+        self._part = part
+        self._modules = modules
+        """(name, out features) of each module, in the order of the joined output."""
+        self._term = term
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, in] -> [N, out]."""
+        y = self._part(x)
+        return y if self._term is None else y.addmm_(x @ self._term.down, self._term.up)
+
+    def adapted(self, adapter: Adapter) -> Projection:
+        """The same weights beside an adapter's term."""
+        return Projection(self._part, self._modules, adapter.joined(self._modules))
