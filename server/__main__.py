@@ -7,6 +7,7 @@ cannot repair, 1 for what it may. Nothing listens before the policy is loaded an
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ import uvicorn
 
 from rlhf_core.errors import AttuneError, SettingsError, StoreUnavailableError
 from rlhf_core.settings import Settings, load_settings
+from server.protocol import SEND_BUFFER, http_protocol
 from server.stores import Stores, open_stores
 
 STORE_WAIT_SECONDS = 60.0
@@ -60,24 +62,28 @@ def main() -> int:
 def serve(settings: Settings, listener: socket.socket, stores: Stores) -> int:
     """Load the live policy and answer until a signal."""
     _set_tensor_environment(settings)
+    from rlhf_core.models.placement import describe
     from server.app import create_app
     from server.identity import Pseudonyms, load_secret
     from server.metrics import Metrics
-    from server.policy_source import PolicySource, first_servable, publish_first
+    from server.policy_source import first_servable, publish_first, source_for_machine
     from server.serving import Serving, make_engine
 
-    source = PolicySource(settings.checkpoints_path, settings.max_context)
     live = publish_first(stores.policies, settings)
+    source = source_for_machine(settings, live)
     policy = first_servable(source, live, stores.policies.ledger())
     metrics = Metrics()
     metrics.now_serving(policy.policy_version, live.published_at)
     running, waiting = settings.max_running, settings.max_waiting
-    engine = make_engine(policy, running, waiting, settings.max_context)
+    engine = make_engine(policy, settings)
     serving = Serving(engine, max_running=running, max_waiting=waiting, metrics=metrics)
     pseudonyms = Pseudonyms(load_secret(settings.data_path))
     app = create_app(settings, stores, serving, source, pseudonyms, metrics)
+    stalled = metrics.request_aborted.labels("stalled")
     config = uvicorn.Config(
         app,
+        http=http_protocol(settings.stall_seconds, stalled.inc),
+        ws="none",
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=75,
         server_header=False,
@@ -85,8 +91,16 @@ def serve(settings: Settings, listener: socket.socket, stores: Stores) -> int:
         log_config=None,
     )
     where = {"host": settings.host, "port": settings.api_port}
-    structlog.get_logger().info("serving", **where, policy_version=policy.policy_version)
+    structlog.get_logger().info("serving", **where, policy_version=policy.policy_version, **describe(policy))
+    _forget_garbage()
     return _run(DrainingServer(config, lambda hurry: serving.drain(DRAIN_SECONDS, hurry)), listener)
+
+
+def _forget_garbage() -> None:
+    """Keep the collector off what was there at the start: its libraries' objects are many, and looking through them
+    all stops every stream for a tenth of a second or more."""
+    gc.collect()
+    gc.freeze()
 
 
 def _set_tensor_environment(settings: Settings) -> None:
@@ -119,6 +133,8 @@ def _bind(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit it.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     try:
         listener.bind((settings.host, settings.api_port))
     except OSError as error:

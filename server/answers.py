@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import structlog
@@ -20,51 +21,27 @@ from rlhf_core.engine.sequence import GenerationRequest
 from rlhf_core.errors import AttuneError, StoreUnavailableError
 from rlhf_core.records import Interaction, InteractionStatus, Message
 from rlhf_core.store.interactions import InteractionStore
-from server.errors import ClientGoneError
+from server.answer import Answer, AnswerSet
 from server.generation import Generation
+from server.protocol import STALLED
 from server.serving import Serving
+
+TokenIds = tuple[int, ...]
 
 LATER_TRIES = 60
 LATER_SECONDS = 1.0
 
 
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """One interaction on its way."""
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What an answer is asked for beside its sampling."""
 
-    interaction: Interaction
-    """As opened, with its messages even where they are not stored."""
-    generation: Generation
-    record: asyncio.Task[Interaction]
-    """Ends when the interaction is stored as it ended; raises what kept it from being."""
+    ignore_end: bool = False
+    min_tokens: int = 0
+    top_logprobs: int = 0
 
-    @property
-    def text(self) -> str:
-        return "".join(output.text for output in self.generation.outputs)
 
-    @property
-    def fingerprint(self) -> str:
-        policy = self.generation.policy
-        return f"policy-{policy.policy_version}-{policy.weights_sha256[:12]}"
-
-    @property
-    def model(self) -> str:
-        return f"policy@{self.generation.policy.policy_version}"
-
-    async def begun(self) -> None:
-        """Wait for the first token. Raises when the answer ended without one."""
-        await self.generation.first_token()
-        if not self.generation.outputs:
-            await self.stored()
-
-    async def stored(self) -> Interaction:
-        """Wait until the record is complete. Raises what ended the answer early, or kept its record from the store."""
-        record = await asyncio.shield(self.record)
-        if self.generation.error is not None:
-            raise self.generation.error
-        if self.generation.aborted:
-            raise ClientGoneError("the request was given up")
-        return record
+PLAIN = Options()
 
 
 class Answers:
@@ -80,18 +57,27 @@ class Answers:
         self._kept: set[asyncio.Task[None]] = set()
 
     async def prepare(
-        self, interaction: Interaction, *, ignore_end: bool = False, min_tokens: int = 0
-    ) -> GenerationRequest:
-        """Tokenise and open. Call it while holding an admission."""
-        prompt = await self._serving.tokenise(interaction.messages)
-        await asyncio.to_thread(self._interactions.open, as_stored(interaction))
-        return GenerationRequest(
-            interaction.interaction_id,
-            prompt,
-            interaction.sampling,
-            ignore_end=ignore_end,
-            min_tokens=min_tokens,
-        )
+        self, interactions: Sequence[Interaction], prompts: Sequence[TokenIds], options: Options = PLAIN
+    ) -> list[GenerationRequest]:
+        """Open interactions, each with its prompt, that are to be answered by one policy. Hold admissions for them."""
+        await asyncio.to_thread(self._open, interactions)
+        group = interactions[0].interaction_id if len(interactions) > 1 else ""
+        return [
+            GenerationRequest(
+                interaction.interaction_id,
+                prompt,
+                interaction.sampling,
+                ignore_end=options.ignore_end,
+                min_tokens=options.min_tokens,
+                top_logprobs=options.top_logprobs,
+                group=group,
+            )
+            for interaction, prompt in zip(interactions, prompts, strict=True)
+        ]
+
+    def _open(self, interactions: Sequence[Interaction]) -> None:
+        for interaction in interactions:
+            self._interactions.open(as_stored(interaction))
 
     def start(self, interaction: Interaction, request: GenerationRequest) -> Answer:
         """Submit what was prepared; from here the record is completed whatever happens."""
@@ -101,29 +87,25 @@ class Answers:
         record.add_done_callback(self._recorded)
         return Answer(interaction, generation, record)
 
-    async def ask(self, interaction: Interaction, *, ignore_end: bool = False, min_tokens: int = 0) -> Answer:
-        """Admit, tokenise, open and submit one interaction."""
-        with self._serving.admission():
-            request = await self.prepare(interaction, ignore_end=ignore_end, min_tokens=min_tokens)
-            return self.start(interaction, request)
+    async def ask(
+        self, interactions: Sequence[Interaction], prompts: Sequence[TokenIds], *, n: int, options: Options = PLAIN
+    ) -> AnswerSet:
+        """Open and submit the interactions of one response, `n` to each prompt in turn. Hold admissions for them."""
+        requests = await self.prepare(interactions, prompts, options)
+        started = tuple(self.start(*each) for each in zip(interactions, requests, strict=True))
+        return AnswerSet(started, n, self._serving.abort)
 
-    def abort_when_gone(self, answer: Answer, receive: Receive) -> None:
-        """Give the answer up as soon as `receive`, read to the end of the body, reports a disconnect.
+    def abort_when_gone(self, answers: AnswerSet, receive: Receive, scope: Mapping[str, Any]) -> None:
+        """Give the answers up as soon as `receive`, read to the end of the body, reports a disconnect.
 
         It reports one after a complete response as well, so a watch always ends.
         """
-        self._keep(asyncio.create_task(self._watch(answer, receive)))
+        self._keep(asyncio.create_task(_watch(answers, receive, scope)))
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         """The loop itself holds tasks weakly."""
         self._kept.add(task)
         task.add_done_callback(self._kept.discard)
-
-    async def _watch(self, answer: Answer, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        if not answer.generation.ended.is_set():
-            self._serving.abort(answer.interaction.interaction_id)
 
     async def settle(self) -> None:
         """Wait for the records of all answers; they have ended by now."""
@@ -154,6 +136,12 @@ class Answers:
         # Looked at here as well: of an answer whose reader has gone nobody else asks how it ended.
         if not task.cancelled() and (error := task.exception()) is not None:
             structlog.get_logger().error("an interaction was not completed in the store", error=str(error))
+
+
+async def _watch(answers: AnswerSet, receive: Receive, scope: Mapping[str, Any]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    answers.give_up("stalled" if scope.get(STALLED) else "client_gone")
 
 
 def completed(opened: Interaction, generation: Generation, now: float) -> Interaction:

@@ -24,7 +24,7 @@ from server.errors import respond
 from server.identity import Pseudonyms
 from server.metrics import Metrics
 from server.policy_source import PolicySource
-from server.routes import chat, comparisons, feedback, policies, status
+from server.routes import chat, comparisons, feedback, models, policies, status, text
 from server.serving import Serving
 from server.stores import Stores
 from server.swap import SwapWatcher
@@ -48,7 +48,15 @@ def create_app(
     watcher = SwapWatcher(stores.policies, source, serving, metrics)
     v1 = Router(
         "/v1",
-        route_handlers=[*chat.ROUTES, *feedback.ROUTES, *comparisons.ROUTES, *policies.ROUTES, *status.ROUTES],
+        route_handlers=[
+            *chat.ROUTES,
+            *text.ROUTES,
+            *models.ROUTES,
+            *feedback.ROUTES,
+            *comparisons.ROUTES,
+            *policies.ROUTES,
+            *status.ROUTES,
+        ],
         guards=[require_key(settings.accepted_keys)],
     )
     return Litestar(

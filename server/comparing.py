@@ -19,7 +19,8 @@ from rlhf_core.errors import ConflictError
 from rlhf_core.records import Comparison, Interaction, Message, Sampling, Side
 from rlhf_core.store.feedback import FeedbackStore
 from rlhf_core.store.interactions import InteractionStore
-from server.answers import Answer, Answers
+from server.answer import Answer
+from server.answers import Answers
 from server.errors import GenerationFailedError, fault_of
 from server.generation import PING_SECONDS
 from server.identity import new_id
@@ -80,7 +81,8 @@ class Comparisons:
             p_left=P_LEFT,
         )
         with self._serving.admission(2):
-            requests = [await self._answers.prepare(side) for side in (left, right)]
+            prompt = await self._serving.tokenise(messages)
+            requests = await self._answers.prepare((left, right), (prompt, prompt))
             await asyncio.to_thread(self._feedback.open_comparison, comparison)
             started = [self._answers.start(*side) for side in zip((left, right), requests, strict=True)]
         self._follow(comparison_id, {"left": started[0], "right": started[1]})

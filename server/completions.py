@@ -1,7 +1,7 @@
-"""An answer in OpenAI's wire form: one JSON object, or a stream of chunks.
+"""The answers of a response in OpenAI's wire form: one JSON object, or a stream of chunks.
 
-A stream sends no chunk before the first token; role and first text share one. It ends with the finish chunk, the usage
-if asked for, and `[DONE]`; a stream that failed ends with an error frame and no `[DONE]`.
+A stream sends no chunk before the first token; role and first text share one. It ends with a finish chunk for each
+choice, the usage if asked for, and `[DONE]`; a stream that failed ends with an error frame and no `[DONE]`.
 """
 
 from __future__ import annotations
@@ -9,83 +9,66 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import msgspec
-
-from rlhf_core.engine.sequence import StepOutput
-from rlhf_core.records import FinishReason
-from server.answers import Answer
+from rlhf_core.records import Interaction
+from server.answer import Answer, AnswerSet
 from server.errors import fault_of, openai_body
+from server.frames import DONE, PING, ChoiceFrames, Form, encode, frame
+from server.logprobs import LogprobWriter
 from server.schemas import StreamOptions
-
-DONE = b"data: [DONE]\n\n"
-PING = b": ping\n\n"
+from server.tokens import Speller
 
 
-def frame(value: dict[str, Any]) -> bytes:
-    """One server-sent event."""
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+def whole(answers: AnswerSet, records: Sequence[Interaction], form: Form, *, logprobs: bool) -> bytes:
+    """The body for answers that have ended and are stored."""
+    choices = [
+        {
+            "index": index,
+            **form.spoken(answer.text),
+            "logprobs": writer.write(answer.generation.outputs)
+            if (writer := _writer(answer, form, logprobs))
+            else None,
+            "finish_reason": record.finish_reason,
+            "interaction_id": record.interaction_id,
+        }
+        for index, (answer, record) in enumerate(zip(answers.answers, records, strict=True))
+    ]
+    return encode(_envelope(answers.first, form.whole) | {"choices": choices, "usage": usage(answers)})
 
 
-def whole(answer: Answer, finish_reason: FinishReason | None, *, logprobs: bool) -> bytes:
-    """The body of an answer that has ended and is stored."""
-    choice: dict[str, Any] = {
-        "index": 0,
-        "message": {"role": "assistant", "content": answer.text, "refusal": None},
-        "logprobs": _logprobs(answer, answer.generation.outputs) if logprobs else None,
-        "finish_reason": finish_reason,
-    }
-    body = _envelope(answer, "chat.completion") | {"choices": [choice], "usage": usage(answer)}
-    return msgspec.json.encode(body)
-
-
-def usage(answer: Answer, tokens: int | None = None) -> dict[str, int]:
-    """Token counts so far, or after the first `tokens` of the answer."""
-    prompt = len(answer.generation.request.prompt_token_ids)
-    response = len(answer.generation.outputs) if tokens is None else tokens
+def usage(answers: AnswerSet, tokens: int | None = None) -> dict[str, int]:
+    """Token counts so far, or after `tokens` of the answers."""
+    response = answers.tokens if tokens is None else tokens
+    prompt = answers.prompt_tokens
     return {"prompt_tokens": prompt, "completion_tokens": response, "total_tokens": prompt + response}
 
 
-async def stream(answer: Answer, options: StreamOptions, *, logprobs: bool) -> AsyncIterator[bytes]:
-    """The frames of an answer whose first token is there."""
-    try:
-        async for body in _frames(answer, options, logprobs=logprobs):
-            yield body
-    except Exception as error:
-        yield frame(openai_body(fault_of(error)))
-
-
-async def _frames(answer: Answer, options: StreamOptions, *, logprobs: bool) -> AsyncIterator[bytes]:
-    envelope = _envelope(answer, "chat.completion.chunk")
+async def stream(answers: AnswerSet, form: Form, options: StreamOptions, *, logprobs: bool) -> AsyncIterator[bytes]:
+    """The frames of answers whose first token is there."""
+    envelope = _envelope(answers.first, form.chunk)
+    choices = [
+        ChoiceFrames(form, envelope, index, answer.interaction.interaction_id, _writer(answer, form, logprobs))
+        for index, answer in enumerate(answers.answers)
+    ]
+    close = b',"usage":null}\n\n' if options.include_usage else b"}\n\n"
     sent = 0
-    unsent: list[StepOutput] = []
-    async for batch in answer.generation.batches():
-        if not batch:
-            yield PING
-            continue
-        unsent += batch
-        text = "".join(output.text for output in unsent)
-        # A token may hold no whole character yet; only the first is worth a frame of its own then.
-        if sent and not text and not (logprobs and batch[-1].finished):
-            continue
-        delta = {"content": text} if sent else {"role": "assistant", "content": text}
-        sent += len(unsent)
-        chunk = _chunk(envelope, delta, _logprobs(answer, unsent) if logprobs else None)
-        if options.continuous_usage_stats:
-            chunk["usage"] = usage(answer, sent)
-        yield frame(chunk)
-        unsent = []
-    record = await answer.stored()
-    yield frame(_chunk(envelope, {}, None, record.finish_reason))
-    if options.include_usage:
-        yield frame(envelope | {"choices": [], "usage": usage(answer)})
-    yield DONE
-
-
-def _chunk(
-    envelope: dict[str, Any], delta: dict[str, str], logprobs: Any, finish_reason: str | None = None
-) -> dict[str, Any]:
-    choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-    return envelope | {"choices": [choice]}
+    try:
+        async for index, arrived in answers.arrivals():
+            if isinstance(arrived, Interaction):
+                yield choices[index].finish(arrived.finish_reason, close)
+            elif not arrived:
+                yield PING
+            else:
+                if options.continuous_usage_stats:
+                    sent += len(arrived)
+                    close = b',"usage":%b}\n\n' % encode(usage(answers, sent))
+                if body := choices[index].tokens(arrived, close):
+                    yield body
+        if options.include_usage:
+            yield frame(envelope | {"choices": [], "usage": usage(answers)})
+        yield DONE
+    except Exception as error:
+        answers.fail(error)
+        yield frame(openai_body(fault_of(error)))
 
 
 def _envelope(answer: Answer, kind: str) -> dict[str, Any]:
@@ -98,12 +81,5 @@ def _envelope(answer: Answer, kind: str) -> dict[str, Any]:
     }
 
 
-def _logprobs(answer: Answer, outputs: Sequence[StepOutput]) -> dict[str, Any]:
-    """One entry a token, end token included: the logprob is that of the drawn token at the request's temperature."""
-    decode = answer.generation.policy.tokenizer.decode
-    content = []
-    for output in outputs:
-        token = decode([output.token_id])
-        entry = {"token": token, "logprob": output.logprob, "bytes": list(token.encode()), "top_logprobs": []}
-        content.append(entry)
-    return {"content": content, "refusal": None}
+def _writer(answer: Answer, form: Form, wanted: bool) -> LogprobWriter | None:
+    return form.logprobs(Speller(answer.generation.policy.tokenizer)) if wanted else None

@@ -1,7 +1,8 @@
 """Exceptions to HTTP: one table, two shapes.
 
-`/v1/chat/*` and `/v1/models` answer in OpenAI's shape, because other people's clients read it; everything else answers
-RFC 9457 `application/problem+json`. A stream that already began carries the same error object in a frame.
+`/v1/chat/*`, `/v1/completions` and `/v1/models` answer in OpenAI's shape, because other people's clients read it;
+everything else answers RFC 9457 `application/problem+json`. A stream that already began carries the same error object
+in a frame.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rlhf_core.errors import (
 )
 
 RETRY_AFTER_SECONDS = 1
-OPENAI_PATHS = ("/v1/chat", "/v1/models")
+OPENAI_PATHS = ("/v1/chat", "/v1/completions", "/v1/models")
 
 
 class DrainingError(OverloadedError):

@@ -8,15 +8,22 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from rlhf_core.checkpoints import checkpoint_path, new_checkpoint_id, seal, verify
 from rlhf_core.compatibility import require_same_shape
 from rlhf_core.engine.engine import probe
+from rlhf_core.engine.memory import available_memory, check_fits, plan_memory
 from rlhf_core.errors import AttuneError, CheckpointError, ConflictError, ModelError
+from rlhf_core.models.adapted import base_of, load_adapted
+from rlhf_core.models.finite import require_finite
 from rlhf_core.models.load import LoadedPolicy, fetch_model, load_policy, probe_prompts
+from rlhf_core.models.lora import is_adapter
+from rlhf_core.models.placement import Device, Precision, choose_device, choose_dtype
 from rlhf_core.records import PolicyVersion
 from rlhf_core.settings import Settings
 from rlhf_core.store.policies import PolicyStore
@@ -25,13 +32,29 @@ from rlhf_core.store.policies import PolicyStore
 class PolicySource:
     """Loads published policies. All methods block: call them from a worker thread."""
 
-    def __init__(self, checkpoints: Path, max_context: int) -> None:
+    def __init__(
+        self,
+        checkpoints: Path,
+        max_context: int,
+        *,
+        dtype: Precision = "float32",
+        device: Device = "cpu",
+        pack: bool = False,
+    ) -> None:
         self._checkpoints = checkpoints
-        self._max_context = max_context
+        self._options: dict[str, Any] = {
+            "max_context": max_context,
+            "dtype": dtype,
+            "device": device,
+            "frozen": True,
+            "pack": pack,
+        }
 
     def verify(self, version: PolicyVersion) -> None:
-        """Every byte against the seal, the seal against the ledger. Raises CheckpointError."""
+        """Every byte against the seal, the seal against the ledger; an adapter's base too. Raises CheckpointError."""
         manifest = verify(checkpoint_path(self._checkpoints, version.checkpoint_id))
+        if manifest.base is not None:
+            verify(checkpoint_path(self._checkpoints, manifest.base))
         if manifest.weights_sha256 != version.weights_sha256:
             raise CheckpointError(
                 f"{version.checkpoint_id} holds weights {manifest.weights_sha256[:12]}, "
@@ -43,19 +66,62 @@ class PolicySource:
         new = checkpoint_path(self._checkpoints, version.checkpoint_id)
         require_same_shape(new, checkpoint_path(self._checkpoints, serving.checkpoint_id))
 
-    def load(self, version: PolicyVersion) -> LoadedPolicy:
-        """Raises ModelError."""
-        return load_policy(
-            checkpoint_path(self._checkpoints, version.checkpoint_id),
-            policy_version=version.policy_version,
-            checkpoint_id=version.checkpoint_id,
-            weights_sha256=version.weights_sha256,
-            max_context=self._max_context,
-        )
+    def load(self, version: PolicyVersion, serving: LoadedPolicy | None = None) -> LoadedPolicy:
+        """Weights, ready to serve; those in memory are shared where an adapter and its base have the same.
+
+        Raises ModelError.
+        """
+        directory = checkpoint_path(self._checkpoints, version.checkpoint_id)
+        identity: dict[str, Any] = {
+            "policy_version": version.policy_version,
+            "checkpoint_id": version.checkpoint_id,
+            "weights_sha256": version.weights_sha256,
+        }
+        if is_adapter(directory):
+            return load_adapted(directory, self._full(base_of(directory), serving), **identity)
+        return replace(self._full(directory, serving), **identity)
+
+    def _full(self, directory: Path, serving: LoadedPolicy | None) -> LoadedPolicy:
+        resident = None if serving is None else serving.base or serving
+        if resident is not None and resident.checkpoint_id == directory.name:
+            return resident
+        return load_policy(directory, checkpoint_id=directory.name, **self._options)
 
     def probe(self, policy: LoadedPolicy) -> None:
-        """A few greedy tokens must come out finite. Raises ModelError."""
+        """All weights, and the logits of a few greedy tokens, must be finite. Raises ModelError."""
+        require_finite(policy)
         probe(policy, probe_prompts(policy.tokenizer))
+
+
+def source_for_machine(settings: Settings, live: PolicyVersion) -> PolicySource:
+    """A source that holds policies as this machine does it best, within its memory.
+
+    Raises ModelError with the numbers when policies of the live one's size do not fit.
+    """
+    directory = checkpoint_path(settings.checkpoints_path, live.checkpoint_id)
+    if is_adapter(directory):
+        directory = base_of(directory)
+    device = choose_device(settings.device)
+    plain, packed = (
+        plan_memory(
+            directory,
+            max_running=settings.max_running,
+            max_context=settings.max_context,
+            prefix_cache_tokens=settings.prefix_cache_tokens,
+            dtype=choose_dtype(settings.dtype, device),
+            packed=packed,
+        )
+        for packed in (False, True)
+    )
+    available = available_memory(device)
+    # The packed copy is for speed alone: it must leave room for trainings beside the server.
+    pack = device.type == "cpu" and packed.total <= available / 2
+    plan = packed if pack else plain
+    check_fits(plan, available)
+    structlog.get_logger().info("memory", plan=str(plan), available_gib=round(available / 2**30, 2), packed=pack)
+    return PolicySource(
+        settings.checkpoints_path, settings.max_context, dtype=settings.dtype, device=settings.device, pack=pack
+    )
 
 
 def first_servable(source: PolicySource, live: PolicyVersion, ledger: Sequence[PolicyVersion]) -> LoadedPolicy:

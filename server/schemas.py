@@ -6,24 +6,29 @@ header. Our own routes refuse unknown fields.
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from rlhf_core.errors import InvalidRequestError
 from rlhf_core.records import REASONS, ChoiceValue, Message, RatingValue, Sampling
+from server.bodies import Body, convert, decode_object, unsupported
 
 DEFAULT_MAX_TOKENS = 256
 MAX_MESSAGES = 512
+MAX_N = 8
 
-Body = TypeVar("Body")
+Generating = TypeVar("Generating", bound="GenerationBody")
 Pairs = dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]]
 Metadata = Annotated[Pairs, Meta(max_length=16)]
 Name = Annotated[str, Meta(max_length=256)]
 Tokens = Annotated[int, Meta(ge=1, le=1_000_000)]
+Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+PromptItem = str | int | tuple[int, ...]
 StopString = Annotated[str, Meta(min_length=1, max_length=128)]
 Reasons = Annotated[tuple[str, ...], Meta(max_length=5)]
 Comment = Annotated[str, Meta(max_length=4000)]
@@ -46,21 +51,25 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     continuous_usage_stats: bool = False
 
 
-class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of a chat completion: what we honour. `null` means the default, as in OpenAI's API."""
+class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What both generating routes honour. `null` means the default, as in OpenAI's API."""
 
-    messages: Annotated[tuple[WireMessage, ...], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    default_max_tokens: ClassVar[int] = DEFAULT_MAX_TOKENS
+
     model: Name | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=1_000_000)] | None = None
+    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     stop: StopString | Annotated[tuple[StopString, ...], Meta(max_length=4)] | None = None
-    logprobs: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     user: Name | None = None
@@ -68,16 +77,46 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Metadata | None = None
     store: bool | None = None
 
-    @property
-    def sampling(self) -> Sampling:
+    def sampling(self, choice: int = 0) -> Sampling:
+        """How the answer of that index is drawn: the first by the seed itself, so that `n` does not change it."""
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=max(0, self.top_k or 0),
-            max_tokens=self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS,
-            seed=self.seed,
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            max_tokens=self.max_completion_tokens or self.max_tokens or self.default_max_tokens,
+            seed=None if self.seed is None else choice_seed(self.seed, choice),
             stop=(self.stop,) if isinstance(self.stop, str) else self.stop or (),
         )
+
+
+class ChatRequest(GenerationBody, frozen=True, kw_only=True):
+    """The body of a chat completion."""
+
+    messages: Annotated[tuple[WireMessage, ...], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
+
+
+class TextRequest(GenerationBody, frozen=True, kw_only=True):
+    """The body of a text completion: one prompt or several, each text or token ids."""
+
+    default_max_tokens: ClassVar[int] = 16
+    """As in OpenAI's API."""
+
+    prompt: str | tuple[PromptItem, ...]
+    logprobs: TopLogprobs | None = None
+    """How many alternatives to name at each token; 0 names the drawn one only."""
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of one of several answers: `seed` for the first, and unrelated 63-bit numbers for the others."""
+    if choice == 0:
+        return seed
+    digest = hashlib.sha256(f"{seed}:{choice}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
 
 
 class RatingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,20 +145,16 @@ OFF: Mapping[str, tuple[object, ...]] = {
     "function_call": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),
     "logit_bias": (None, {}),
-    "n": (None, 1),
     "best_of": (None, 1),
-    "top_logprobs": (None, 0),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
     "repetition_penalty": (None, 1),
     "length_penalty": (None, 1),
-    "min_p": (None, 0),
     "stop_token_ids": (None, []),
     "bad_words": (None, []),
     "include_stop_str_in_output": (None, False),
     "skip_special_tokens": (None, True),
     "use_beam_search": (None, False),
     "echo": (None, False),
+    "suffix": (None, ""),
     "prompt_logprobs": (None, 0),
     "audio": (None,),
     "modalities": (None, ["text"]),
@@ -143,7 +178,9 @@ OFF: Mapping[str, tuple[object, ...]] = {
 HARMLESS = frozenset({"parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention"})
 """Fields that cannot change an answer here."""
 
-KNOWN = frozenset(ChatRequest.__struct_fields__) | frozenset(OFF) | HARMLESS
+OFF_FOR_TEXT = {"top_logprobs": (None, 0)}
+"""Text completions ask for alternatives by the number of `logprobs`."""
+KNOWN = frozenset(OFF) | frozenset(OFF_FOR_TEXT) | HARMLESS
 ROLES: Mapping[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
     "developer": "system",
@@ -155,20 +192,42 @@ MESSAGE_OFF = ("name", "tool_calls", "tool_call_id", "function_call", "audio")
 
 def parse_chat(body: bytes) -> tuple[ChatRequest, tuple[str, ...]]:
     """The request, and the names in it that nobody has defined. Raises InvalidRequestError."""
-    raw = _decode_object(body)
-    for name, off in OFF.items():
-        if name in raw and raw[name] not in off:
-            raise _unsupported(name, raw[name])
-    request = _convert(raw, ChatRequest)
+    raw = decode_object(body)
+    request = _convert_known(raw, ChatRequest, OFF)
     _refuse_message_fields(raw["messages"])
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequestError("top_logprobs goes with logprobs: true only", param="top_logprobs")
+    return request, _undefined(raw, ChatRequest)
+
+
+def parse_text(body: bytes) -> tuple[TextRequest, tuple[str, ...]]:
+    """The same for a text completion."""
+    raw = decode_object(body)
+    request = _convert_known(raw, TextRequest, {**OFF, **OFF_FOR_TEXT})
+    return request, _undefined(raw, TextRequest)
+
+
+def _convert_known(raw: dict[str, Any], wanted: type[Generating], off: Mapping[str, tuple[object, ...]]) -> Generating:
+    for name, values in off.items():
+        if name in raw and raw[name] not in values:
+            raise unsupported(name, raw[name])
+    request = convert(raw, wanted)
     if request.stream_options is not None and not request.stream:
         raise InvalidRequestError("stream_options goes with stream: true only", param="stream_options")
-    return request, tuple(sorted(set(raw) - KNOWN))
+    longest = request.sampling().max_tokens
+    if (request.min_tokens or 0) > longest:
+        message = f"min_tokens is {request.min_tokens}, more than the {longest} of max_tokens"
+        raise InvalidRequestError(message, param="min_tokens")
+    return request
+
+
+def _undefined(raw: dict[str, Any], wanted: type[GenerationBody]) -> tuple[str, ...]:
+    return tuple(sorted(set(raw) - KNOWN - set(wanted.__struct_fields__)))
 
 
 def parse(body: bytes, wanted: type[Body]) -> Body:
     """A body of one of our own routes. Raises InvalidRequestError naming the field and its value."""
-    return _convert(_decode_object(body), wanted)
+    return convert(decode_object(body), wanted)
 
 
 def check_reasons(reasons: tuple[str, ...]) -> None:
@@ -205,7 +264,7 @@ def _text(place: str, content: str | tuple[ContentPart, ...] | None) -> str:
         return content or ""
     for index, part in enumerate(content):
         if part.type != "text":
-            raise _unsupported(f"{place}.content[{index}].type", part.type)
+            raise unsupported(f"{place}.content[{index}].type", part.type)
     return "".join(part.text for part in content)
 
 
@@ -213,48 +272,4 @@ def _refuse_message_fields(messages: list[dict[str, Any]]) -> None:
     for index, message in enumerate(messages):
         for name in MESSAGE_OFF:
             if message.get(name) not in (None, []):
-                raise _unsupported(f"messages[{index}].{name}", message[name])
-
-
-def _unsupported(name: str, value: object) -> InvalidRequestError:
-    message = f"{name} is {_short(value)}, which this server does not support"
-    return InvalidRequestError(message, param=name, code="unsupported_parameter")
-
-
-def _decode_object(body: bytes) -> dict[str, Any]:
-    try:
-        raw = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"the body is not JSON: {error}", code="invalid_json") from None
-    if not isinstance(raw, dict):
-        raise InvalidRequestError(f"the body is {_short(raw)}, not a JSON object", code="invalid_json")
-    return raw
-
-
-def _convert(raw: dict[str, Any], wanted: type[Body]) -> Body:
-    try:
-        return msgspec.convert(raw, wanted)
-    except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at `$")
-        param = path.rstrip("`").lstrip(".")
-        named = re.search(r"field `(\w+)`", problem)
-        if named:
-            param = f"{param}.{named[1]}".lstrip(".")
-            raise InvalidRequestError(problem, param=param) from None
-        raise InvalidRequestError(f"{param} is {_short(_at(raw, param))}: {problem}", param=param) from None
-
-
-def _at(raw: Any, path: str) -> Any:
-    """The value that a msgspec path such as `messages[0].role` names; the whole where the path has a wildcard."""
-    value = raw
-    for name in re.findall(r"[^.\[\]]+", path):
-        try:
-            value = value[int(name)] if isinstance(value, list) else value[name]
-        except (KeyError, ValueError, IndexError, TypeError):
-            return value
-    return value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+                raise unsupported(f"messages[{index}].{name}", message[name])

@@ -13,6 +13,7 @@ from typing import TypeVar
 import structlog
 
 from rlhf_core.errors import AttuneError, StoreUnavailableError
+from rlhf_core.models.threads import quiet_thread
 from rlhf_core.records import PolicyVersion
 from rlhf_core.store.policies import PolicyStore
 from server.metrics import Metrics
@@ -31,6 +32,7 @@ class SwapWatcher:
         self._source = source
         self._serving = serving
         self._metrics = metrics
+        self._beside = quiet_thread("swap")
         self._refused = 0
         """Version that could not be served; 0 for none."""
         self._noted = 0
@@ -39,28 +41,36 @@ class SwapWatcher:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        while True:
-            try:
-                await self.look()
-                self._reachable = True
-            except StoreUnavailableError as error:
-                if self._reachable:
-                    self._log.warning("the live pointer cannot be read", error=str(error))
-                self._reachable = False
-            except Exception:
-                self._log.exception("the swap watcher failed, and goes on")
-            await asyncio.sleep(POLL_SECONDS)
+        try:
+            while True:
+                await self._look_once()
+                await asyncio.sleep(POLL_SECONDS)
+        finally:
+            self._beside.shutdown(wait=False)
+
+    async def _look_once(self) -> None:
+        try:
+            await self.look()
+            self._reachable = True
+        except StoreUnavailableError as error:
+            if self._reachable:
+                self._log.warning("the live pointer cannot be read", error=str(error))
+            self._reachable = False
+        except Exception:
+            self._log.exception("the swap watcher failed, and goes on")
 
     async def look(self) -> None:
         """One poll, and the swap that it calls for."""
         await self._note_served()
         live = await asyncio.to_thread(self._policies.live_version)
+        self._metrics.published(live)
         if live in (0, self._refused, self._serving.policy.policy_version):
             return
         await self._follow(await asyncio.to_thread(self._policies.version, live))
 
     async def _follow(self, version: PolicyVersion) -> None:
         started = time.monotonic()
+        self._serving.expect_swap()
         try:
             await self._swap(version)
         except StoreUnavailableError:
@@ -76,25 +86,27 @@ class SwapWatcher:
             self._metrics.now_serving(version.policy_version, version.published_at)
             seconds = round(time.monotonic() - started, 3)
             self._log.info("swapped", policy_version=version.policy_version, seconds=seconds)
+        finally:
+            self._serving.swap_is_over()
 
     async def _swap(self, version: PolicyVersion) -> None:
         source, serving = self._source, self._serving
-        await self._timed("verify", lambda: source.verify(version))
-        await self._timed("verify", lambda: source.compare(version, serving.policy))
+        await self._timed("verify", lambda: self._verify(version))
         # Two weight sets in memory at most: a third waits on disk until the older one has drained.
-        draining = time.monotonic()
         while serving.draining_policy is not None:  # noqa: ASYNC110 - the engine's thread has no loop to wake us on
             await asyncio.sleep(0.05)
-        self._metrics.policy_swap_phase.labels("drain").observe(time.monotonic() - draining)
-        policy = await self._timed("load", lambda: source.load(version))
+        policy = await self._timed("load", lambda: source.load(version, serving.policy))
         await self._timed("probe", lambda: source.probe(policy))
-        flipping = time.monotonic()
-        await serving.swap(policy)
-        self._metrics.policy_swap_phase.labels("flip").observe(time.monotonic() - flipping)
+        with self._metrics.policy_swap_phase.labels("flip").time():
+            await serving.swap(policy)
+
+    def _verify(self, version: PolicyVersion) -> None:
+        self._source.verify(version)
+        self._source.compare(version, self._serving.policy)
 
     async def _timed(self, phase: str, work: Callable[[], Found]) -> Found:
         with self._metrics.policy_swap_phase.labels(phase).time():
-            return await asyncio.to_thread(work)
+            return await asyncio.get_running_loop().run_in_executor(self._beside, work)
 
     async def _note_served(self) -> None:
         """Store when the version in service said its first token here."""

@@ -19,15 +19,15 @@ HOMES = {
     "celery": ("workers/",),
     "kombu": ("workers/",),
     "gradio": ("ui/",),
-    "httpx": ("ui/", "server/bench.py"),
+    "httpx": ("ui/", "server/bench/"),
     "matplotlib": ("ui/",),
     "redis": ("rlhf_core/store/",),
     "supervisor": ("rlhf_core/up.py",),
     **dict.fromkeys(TENSOR_LIBRARIES, ("rlhf_core/",)),
 }
 """Outside `rlhf_core`, only the bench may touch a tensor library: it races `generate()`."""
-HOMES["torch"] += ("server/bench.py",)
-HOMES["transformers"] += ("server/bench.py",)
+HOMES["torch"] += ("server/bench/",)
+HOMES["transformers"] += ("server/bench/",)
 
 RECORDS_TIER = (
     "records",

@@ -92,7 +92,7 @@ async def put_choice(
         comment=body.comment,
         now=time.time(),
     )
-    metrics.feedback.labels("comparison").inc()
+    metrics.judged("comparison", *(side.policy_version for side in sides.values()))
     event = recorded.event
     answer = {
         "event_id": event.event_id,

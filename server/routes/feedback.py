@@ -46,8 +46,8 @@ async def put_rating(
         comment=body.comment,
         now=time.time(),
     )
-    metrics.feedback.labels("rating").inc()
     event = recorded.event
+    metrics.judged("rating", event.policy_version)
     answer = {
         "event_id": event.event_id,
         "state": event.value,

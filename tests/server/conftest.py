@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
 from rlhf_core.checkpoints import checkpoint_path, new_checkpoint_id, seal
 from rlhf_core.records import Interaction, PolicyVersion
@@ -20,6 +21,7 @@ from rlhf_core.store.interactions import InteractionStore
 from rlhf_core.store.policies import PolicyStore
 from tests.conftest import MakeTinyModel
 from tests.running import RunningServer, free_port, running_server
+from tests.server.saying import make_saying_model_in
 
 LONG_CONTEXT = 16384
 
@@ -31,14 +33,15 @@ class Site:
     server: RunningServer
     store: EmbeddedServer
     http: httpx.Client
+    redis: redis.Redis
 
     @property
     def interactions(self) -> InteractionStore:
-        return InteractionStore(connect(self.store.url))
+        return InteractionStore(self.redis)
 
     @property
     def policies(self) -> PolicyStore:
-        return PolicyStore(connect(self.store.url))
+        return PolicyStore(self.redis)
 
     def chat(self, content: str = "hello", **fields: object) -> httpx.Response:
         return self.http.post("/v1/chat/completions", json=chat_body(content, **fields))
@@ -122,6 +125,13 @@ def narrow_site(long_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     yield from run_site(long_model_dir, tmp_path_factory.mktemp("narrow"), max_running=1, max_waiting=1)
 
 
+@pytest.fixture(scope="session")
+def saying_site(long_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server whose policy says SAID, and nothing else. Tests leave its policy alone."""
+    directory = tmp_path_factory.mktemp("saying")
+    yield from run_site(make_saying_model_in(directory / "model", long_model_dir), directory, max_context=64)
+
+
 @pytest.fixture(scope="module")
 def swap_site(long_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A server whose policy the tests change."""
@@ -135,4 +145,6 @@ def run_site(model: Path, directory: Path, **settings: object) -> Iterator[Site]
         running_server(directory / "data", store.url, model, **settings) as server,
         httpx.Client(base_url=server.url, timeout=60.0) as http,
     ):
-        yield Site(server, store, http)
+        client = connect(store.url)
+        yield Site(server, store, http, client)
+        client.connection_pool.disconnect()

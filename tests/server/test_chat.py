@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.server.conftest import Site, chat_body, eventually, sse
+from tests.server.saying import SAID
 
 LONG = {"ignore_eos": True, "max_tokens": 6000, "temperature": 0}
 
@@ -140,9 +141,10 @@ def test_a_request_id_is_echoed(site: Site) -> None:
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"logit_bias": {"1": 5}}, "logit_bias", "unsupported_parameter"),
-        ({"n": 2}, "n", "unsupported_parameter"),
-        ({"top_logprobs": 3, "logprobs": True}, "top_logprobs", "unsupported_parameter"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_parameter"),
+        ({"n": 5}, "n", "invalid_value"),
+        ({"n": 9}, "n", "invalid_value"),
+        ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty", "unsupported_parameter"),
         ({"audio": {"voice": "alloy"}}, "audio", "unsupported_parameter"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -175,6 +177,117 @@ def test_text_parts_and_the_developer_role_are_read(site: Site) -> None:
     ]
 
 
+def test_n_answers_are_n_interactions_of_one_policy_that_can_each_be_rated(site: Site) -> None:
+    fields = {"seed": 7, "ignore_eos": True, "max_tokens": 20}
+    alone = site.chat(**fields).json()
+    response = site.chat(n=3, **fields)
+    body = response.json()
+    said = [choice["message"]["content"] for choice in body["choices"]]
+    ids = [choice["interaction_id"] for choice in body["choices"]]
+    records = [site.interactions.get(interaction_id) for interaction_id in ids]
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert body["id"] == ids[0] == response.headers["x-interaction-id"]
+    assert said[0] == alone["choices"][0]["message"]["content"]
+    assert len(set(said)) == 3
+    assert [record.response for record in records] == said
+    assert len({record.sampling.seed for record in records}) == 3
+    assert {record.policy_version for record in records} == {1}
+    assert body["usage"] == {
+        "prompt_tokens": alone["usage"]["prompt_tokens"],
+        "completion_tokens": 60,
+        "total_tokens": alone["usage"]["prompt_tokens"] + 60,
+    }
+    for interaction_id in ids:
+        assert site.http.put(f"/v1/interactions/{interaction_id}/rating", json={"value": "up"}).status_code in (
+            200,
+            201,
+        )
+
+
+def test_more_answers_than_there_are_slots_are_refused_with_the_number(narrow_site: Site) -> None:
+    error = narrow_site.chat(n=2).json()["error"]
+    assert error["param"] == "n"
+    assert "n is 2, more than the 1 " in error["message"]
+
+
+def test_a_client_that_hangs_up_gives_all_its_choices_up(site: Site) -> None:
+    with stream(site, n=3, **LONG) as response:
+        next(sse(response.iter_lines()))
+        ids = [record.interaction_id for record in site.interactions.recent(3)]
+    assert [site.ended(interaction_id).status for interaction_id in ids] == ["aborted"] * 3
+
+
+def test_min_p_of_one_leaves_only_the_most_probable_token(site: Site) -> None:
+    fields = {"ignore_eos": True, "max_tokens": 20}
+    greedy = site.chat(temperature=0, **fields).json()["choices"][0]["message"]["content"]
+    assert site.chat(min_p=1, **fields).json()["choices"][0]["message"]["content"] == greedy
+
+
+def test_penalties_keep_an_answer_from_repeating_itself(site: Site) -> None:
+    fields = {"temperature": 0, "ignore_eos": True, "max_tokens": 60}
+    plain, penalised = (
+        site.interactions.get(site.chat(**fields, **more).json()["id"])
+        for more in ({}, {"frequency_penalty": 2, "presence_penalty": 2})
+    )
+    assert penalised.token_ids[0] == plain.token_ids[0]
+    assert len(set(penalised.token_ids)) > len(set(plain.token_ids))
+    assert (penalised.sampling.frequency_penalty, penalised.sampling.presence_penalty) == (2, 2)
+
+
+def test_top_logprobs_begin_with_the_greedy_token(site: Site) -> None:
+    response = site.chat(logprobs=True, top_logprobs=5, temperature=0, ignore_eos=True, max_tokens=6)
+    for entry in response.json()["choices"][0]["logprobs"]["content"]:
+        first, *others = entry["top_logprobs"]
+        assert (first["token"], first["bytes"]) == (entry["token"], entry["bytes"])
+        assert first["logprob"] == pytest.approx(entry["logprob"], abs=1e-5)
+        assert len(others) == 4
+        assert [first["logprob"], *(other["logprob"] for other in others)] == sorted(
+            (other["logprob"] for other in entry["top_logprobs"]), reverse=True
+        )
+
+
+def test_the_bytes_of_all_tokens_are_the_content(saying_site: Site) -> None:
+    choice = saying_site.chat(logprobs=True, max_tokens=30).json()["choices"][0]
+    entries = choice["logprobs"]["content"]
+    assert choice["message"]["content"] == SAID
+    assert choice["finish_reason"] == "stop"
+    assert bytes(byte for entry in entries for byte in entry["bytes"]).decode() == SAID
+    assert (entries[-1]["token"], entries[-1]["bytes"]) == ("<|end|>", [])
+    with stream(saying_site, logprobs=True, max_tokens=30) as response:
+        *chunks, _done = sse(response.iter_lines())
+    streamed = [(json.loads(chunk)["choices"][0]["logprobs"] or {"content": []})["content"] for chunk in chunks]
+    assert [entry for some in streamed for entry in some] == entries
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_and_an_answer_that_does_is_cut(saying_site: Site) -> None:
+    # That server has a context of 64 tokens.
+    refused = saying_site.chat("x" * 80).json()["error"]
+    prompt_tokens = 80 + 3
+    assert (refused["code"], refused["param"]) == ("context_length_exceeded", "messages")
+    assert f"{prompt_tokens} tokens" in refused["message"]
+    assert "is 64 tokens" in refused["message"]
+    cut = saying_site.chat("x" * 54, max_tokens=500).json()
+    assert cut["usage"] == {"prompt_tokens": 57, "completion_tokens": 7, "total_tokens": 64}
+    assert cut["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_body_may_be_just_so_large(site: Site) -> None:
+    body = json.dumps(chat_body()).encode()
+    fitting = body + b" " * (256 * 1024 - len(body))
+
+    def in_chunks() -> Iterator[bytes]:
+        yield fitting
+        yield b" "
+
+    statuses = [
+        site.http.post("/v1/chat/completions", content=content).status_code for content in (fitting, in_chunks())
+    ]
+    announced = site.http.post("/v1/chat/completions", content=fitting + b" ")
+    assert statuses == [200, 413]
+    assert announced.status_code == 413
+    assert announced.json()["error"]["type"] == "invalid_request_error"
+
+
 def test_store_false_keeps_no_content(site: Site) -> None:
     response = site.chat("a secret", store=False, metadata={"topic": "secret"})
     record = site.interactions.get(response.headers["x-interaction-id"])
@@ -190,8 +303,10 @@ def test_models_are_named_by_alias_or_version_and_others_are_unknown(site: Site)
     listed = [model["id"] for model in site.http.get("/v1/models").json()["data"]]
     assert listed == ["live", "policy@1"]
     assert site.chat(model="policy@1").status_code == 200
-    error = site.chat(model="gpt-9").json()["error"]
-    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    for name in ("gpt-9", "policy@99"):
+        response = site.chat(model=name)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
 
 
 def test_errors_of_the_openai_paths_have_openais_shape(site: Site) -> None:

@@ -52,6 +52,10 @@ class ScriptedEngine:
     def waiting(self) -> int:
         return len(self.sequences) - self.running
 
+    @property
+    def cached_tokens(self) -> int:
+        return sum(len(sequence.token_ids) for sequence in self.sequences)
+
     def submit(self, request: GenerationRequest) -> Sequence:
         sequence = Sequence(request, request.sampling.max_tokens)
         self.sequences.append(sequence)
