@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: up test check demo bench desk chart clean
+.PHONY: up test check demo bench soak desk chart clean
 .DEFAULT_GOAL := up
 
 $(STAMP): requirements.lock pyproject.toml
@@ -31,6 +31,9 @@ demo: $(STAMP)  ## scripted raters teach the running system
 
 bench: $(STAMP)  ## speed of serving and of a swap
 	@$(BIN)/python -m server.bench
+
+soak: $(STAMP)  ## an hour of mixed load, and what it leaves behind
+	@$(BIN)/python -m server.soak
 
 desk: $(STAMP)  ## rebuild the bundled model from its seed
 	$(BIN)/python -m rlhf_core.desk.build

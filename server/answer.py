@@ -77,6 +77,12 @@ class AnswerSet:
         return sum(len(answer.generation.request.prompt_token_ids) for answer in self.answers[:: self.n])
 
     @property
+    def cached_tokens(self) -> int:
+        """Of the prompts, those that an earlier conversation had already read."""
+        sequences = [answer.generation.sequence for answer in self.answers[:: self.n]]
+        return sum(sequence.reused for sequence in sequences if sequence is not None)
+
+    @property
     def tokens(self) -> int:
         """Of all answers so far."""
         return sum(len(answer.generation.outputs) for answer in self.answers)

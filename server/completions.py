@@ -35,11 +35,12 @@ def whole(answers: AnswerSet, records: Sequence[Interaction], form: Form, *, log
     return encode(_envelope(answers.first, form.whole) | {"choices": choices, "usage": usage(answers)})
 
 
-def usage(answers: AnswerSet, tokens: int | None = None) -> dict[str, int]:
+def usage(answers: AnswerSet, tokens: int | None = None) -> dict[str, Any]:
     """Token counts so far, or after `tokens` of the answers."""
     response = answers.tokens if tokens is None else tokens
-    prompt = answers.prompt_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": response, "total_tokens": prompt + response}
+    prompt, cached = answers.prompt_tokens, answers.cached_tokens
+    counts: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": response, "total_tokens": prompt + response}
+    return counts | {"prompt_tokens_details": {"cached_tokens": cached}} if cached else counts
 
 
 async def stream(answers: AnswerSet, form: Form, options: StreamOptions, *, logprobs: bool) -> AsyncIterator[bytes]:

@@ -26,6 +26,8 @@ from rlhf_core.errors import (
 )
 
 RETRY_AFTER_SECONDS = 1
+LEFT_EARLY = "client disconnected prematurely"
+"""How Litestar says that a client hung up within its body: as an error of the server, which it is not."""
 OPENAI_PATHS = ("/v1/chat", "/v1/completions", "/v1/models")
 
 
@@ -140,6 +142,8 @@ def problem_body(fault: Fault, status: int, path: str) -> dict[str, Any]:
 
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """The exception handler of the whole app."""
+    if isinstance(error, HTTPException) and error.detail == LEFT_EARLY:
+        error = ClientGoneError("the client left before its request was whole")
     fault = fault_of(error)
     path = request.scope["path"]
     if fault.status >= 500 and not isinstance(error, AttuneError):

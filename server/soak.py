@@ -27,7 +27,7 @@ from rlhf_core.records import Manifest
 from rlhf_core.settings import load_settings
 from server.bench.servers import Attune, attune
 from server.misuse import LEAVINGS, PATIENCE, leave, stall, storm
-from server.vitals import Vitals, at_rest
+from server.vitals import Vitals, at_rest, warm_up
 from server.wire import CHAT, Address, Reply, Wire, chat_bytes, exchange, request_bytes
 
 RUNNING, WAITING = 4, 60
@@ -67,6 +67,7 @@ class Soak:
 
     async def run(self) -> None:
         """Raises what ends the server, or this program; what a client hears is counted instead."""
+        await warm_up(self._address)
         self._open.set()
         plays = [
             *((self._converse, 0.6) for _ in range(2)),
@@ -214,6 +215,7 @@ def verdict(looks: list[Vitals], seconds: float) -> list[str]:
 async def weather(site: Attune, disconnects: int, stalled: int) -> list[str]:
     """A storm by itself, with the vitals before and after; what was left behind, in words."""
     address = address_of(site)
+    await warm_up(address)
     await storm(address, 2 * len(LEAVINGS), 2, STALL_SECONDS)
     before = await at_rest(site.running.process.pid, address)
     cut = await storm(address, disconnects, stalled, STALL_SECONDS)

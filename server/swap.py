@@ -13,7 +13,7 @@ from typing import TypeVar
 import structlog
 
 from rlhf_core.errors import AttuneError, StoreUnavailableError
-from rlhf_core.models.threads import quiet_thread
+from rlhf_core.models.threads import QuietThread
 from rlhf_core.records import PolicyVersion
 from rlhf_core.store.policies import PolicyStore
 from server.metrics import Metrics
@@ -32,7 +32,7 @@ class SwapWatcher:
         self._source = source
         self._serving = serving
         self._metrics = metrics
-        self._beside = quiet_thread("swap")
+        self._beside = QuietThread("swap", lambda: serving.inflight > 0)
         self._refused = 0
         """Version that could not be served; 0 for none."""
         self._noted = 0
@@ -46,7 +46,7 @@ class SwapWatcher:
                 await self._look_once()
                 await asyncio.sleep(POLL_SECONDS)
         finally:
-            self._beside.shutdown(wait=False)
+            self._beside.executor.shutdown(wait=False)
 
     async def _look_once(self) -> None:
         try:
@@ -106,7 +106,7 @@ class SwapWatcher:
 
     async def _timed(self, phase: str, work: Callable[[], Found]) -> Found:
         with self._metrics.policy_swap_phase.labels(phase).time():
-            return await asyncio.get_running_loop().run_in_executor(self._beside, work)
+            return await asyncio.get_running_loop().run_in_executor(self._beside.executor, self._beside.quietly(work))
 
     async def _note_served(self) -> None:
         """Store when the version in service said its first token here."""

@@ -6,7 +6,9 @@ import asyncio
 import os
 from dataclasses import dataclass
 
-from server.wire import Address, scrape
+from server.wire import Address, exchange, scrape
+
+BURST = 64
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Vitals:
             tasks=int(series["event_loop_tasks"]),
             requests=int(sum(requests)),
         )
+
+
+async def warm_up(address: Address) -> None:
+    """Let the server open every connection to its store, and start every thread, that it ever will at once."""
+    await asyncio.gather(*(exchange(address, "/v1/status") for _ in range(BURST)))
 
 
 async def at_rest(process_id: int, address: Address, like: Vitals | None = None) -> Vitals:

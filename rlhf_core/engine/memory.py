@@ -36,6 +36,7 @@ class MemoryPlan:
     prefix_cache_tokens: int
     """Tokens of ended conversations that each weight set keeps for prompts that begin alike."""
     vocab_size: int
+    parameters: int
 
     @property
     def kv(self) -> int:
@@ -90,6 +91,7 @@ def plan_memory(
         max_context=min(max_context, int(limit)),
         prefix_cache_tokens=prefix_cache_tokens,
         vocab_size=int(text.vocab_size),
+        parameters=parameters,
     )
 
 

@@ -1,32 +1,66 @@
-"""Threads that work on models beside serving, and are to be noticed as little as possible."""
+"""A thread that works on models beside serving, and is to be noticed as little as possible.
+
+Python runs one thread at a time. Between two tokens the engine gives up that right hundreds of times, once for each
+operation on tensors, and a thread that is loading a model takes it for milliseconds each time: one step then takes as
+long as the whole load. So the quiet thread rests of its own accord. It is not made nice: waiting for a processor while
+it holds that right, it would hold up everybody.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import sys
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import TypeVar
 
 import torch
 
-NICEST = 19
+WORK_SECONDS = 0.002
+REST_SECONDS = 0.006
+"""Longer than a step of a small model: it then meets the quiet thread at most once."""
+Done = TypeVar("Done")
 
 
-def quiet_thread(name: str) -> ThreadPoolExecutor:
-    """An executor of one thread that computes alone, and only on what the machine has to spare."""
-    return ThreadPoolExecutor(1, name, initializer=_be_quiet)
+class QuietThread:
+    """Runs one piece of work at a time."""
 
+    def __init__(self, name: str, somebody_waits: Callable[[], bool]) -> None:
+        """It rests while `somebody_waits`, and makes haste while nobody does."""
+        self._somebody_waits = somebody_waits
+        self.executor = ThreadPoolExecutor(1, name, initializer=_compute_alone)
 
-def _be_quiet() -> None:
-    _compute_alone()
-    # Linux gives each thread its own niceness, under its own id; elsewhere the whole process would get it.
-    if hasattr(os, "setpriority") and os.uname().sysname == "Linux":
-        with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICEST)
+    def quietly(self, work: Callable[[], Done]) -> Callable[[], Done]:
+        """`work`, to be given to `executor`: it stops for REST_SECONDS after each WORK_SECONDS."""
+
+        def resting() -> Done:
+            # The interpreter calls a profiler at every call and return, in this thread alone: a place to rest.
+            sys.setprofile(self._breather())
+            try:
+                return work()
+            finally:
+                sys.setprofile(None)
+
+        return resting
+
+    def _breather(self) -> Callable[[FrameType, str, object], None]:
+        clock = time.perf_counter
+        rest_at = clock() + WORK_SECONDS
+
+        def breathe(_frame: FrameType, _event: str, _argument: object) -> None:
+            nonlocal rest_at
+            if clock() >= rest_at:
+                if self._somebody_waits():
+                    time.sleep(REST_SECONDS)
+                rest_at = clock() + WORK_SECONDS
+
+        return breathe
 
 
 def _compute_alone() -> None:
-    """One thread for this thread's tensor work.
+    """One processor for this thread's tensor work.
 
     torch keeps the number per thread, but a thread that has not computed yet takes the number that was set last,
     whoever set it: so the number before is set again, by a thread that then ends.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
@@ -263,6 +264,26 @@ def test_a_server_that_ends_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(AttuneError, match="x ended with status 0: it said nothing"):
         with started("x", lambda _: ["true"], {"PATH": "/usr/bin:/bin"}, "/health", tmp_path / "log"):
             pass
+
+
+def test_a_server_is_ready_once_it_says_so_even_without_a_word(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from http.server import BaseHTTPRequestHandler, HTTPServer\n"
+        "class Quiet(BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200 if self.path == '/health' else 404)\n"
+        "        self.send_header('content-length', '0')\n"
+        "        self.end_headers()\n"
+        "HTTPServer(('127.0.0.1', int(sys.argv[1])), Quiet).serve_forever()\n"
+    )
+
+    def command(port: int) -> list[str]:
+        return [sys.executable, "-c", program, str(port)]
+
+    with started("x", command, {}, "/health", tmp_path / "log") as (_, process):
+        assert process.poll() is None
+    assert process.poll() is not None
 
 
 def test_the_quick_bench_runs_every_section(small_model: BenchModel, capsys: pytest.CaptureFixture[str]) -> None:

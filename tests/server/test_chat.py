@@ -389,3 +389,17 @@ def test_without_the_store_nothing_is_answered_and_then_it_is_again(narrow_site:
     narrow_site.store.restart()
     eventually(lambda: narrow_site.http.get("/health/ready").status_code == 200)
     assert narrow_site.chat().status_code == 200
+
+
+def test_a_follow_up_turn_says_how_much_of_it_was_not_read_again(site: Site) -> None:
+    asked = [{"role": "user", "content": "my order waits and the router is slow again, what now"}]
+    first = site.http.post(
+        "/v1/chat/completions", json={"messages": asked, "max_tokens": 30, "ignore_eos": True}
+    ).json()
+    said = first["choices"][0]["message"]
+    follow_up = [*asked, {"role": "assistant", "content": said["content"]}, {"role": "user", "content": "and now"}]
+    usage = site.http.post("/v1/chat/completions", json={"messages": follow_up, "max_tokens": 2}).json()["usage"]
+    # Whole blocks of 16 tokens, at least of the prompt, which is the same in both.
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    assert cached % 16 == 0
+    assert first["usage"]["prompt_tokens"] - 16 < cached < usage["prompt_tokens"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.misuse import LEAVINGS, Leaving, leave, stall, storm
-from server.vitals import Vitals, at_rest
+from server.vitals import Vitals, at_rest, warm_up
 from server.wire import CHAT, Address, Wire, chat_bytes, request_bytes, scrape
 from tests.server.conftest import LONG_CONTEXT, Site, eventually, run_site
 
@@ -49,6 +49,7 @@ def test_whoever_leaves_leaves_nothing_behind(crowded_site: Site, leaving: Leavi
 def test_a_storm_of_disconnects_and_stalls_leaves_no_request_task_descriptor_or_thread(crowded_site: Site) -> None:
     async def scenario() -> tuple[Vitals, int, Vitals]:
         address, process_id = address_of(crowded_site), crowded_site.server.process.pid
+        await warm_up(address)
         await storm(address, len(LEAVINGS), 2, STALL_SECONDS)
         before = await at_rest(process_id, address)
         cut = await storm(address, DISCONNECTS, STALLED, STALL_SECONDS)

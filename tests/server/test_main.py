@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -12,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.misuse import WORDY
+from server.wire import CHAT, Address, Wire, request_bytes, scrape
 from tests.running import free_port, server_environment, start_server, stop
 from tests.server.conftest import LONG_CONTEXT, Site, chat_body, eventually, run_site, sse
 
@@ -51,6 +54,24 @@ def test_on_sigterm_short_answers_finish_and_long_ones_end_in_an_error_frame(dra
     record = next(found for found in draining_site.interactions.recent(2) if found.sampling.max_tokens == long)
     assert record.status == "error"
     assert 0 < len(record.token_ids) < long
+
+
+def test_a_reader_that_stalls_does_not_keep_it_from_ending(draining_site: Site) -> None:
+    address = Address("127.0.0.1", int(draining_site.server.url.rpartition(":")[2]))
+
+    async def scenario() -> None:
+        async with Wire.open(address, receive_buffer=2048) as wire:
+            wire.send(request_bytes(CHAT, WORDY))
+            await wire.head()
+            wire.stop_reading()
+            # Its answer fills every buffer between the two by the time the engine is done with it.
+            running = 'inflight_requests{slot="active"}'
+            while (await scrape(address))[running]:
+                await asyncio.sleep(0.1)
+            draining_site.server.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(draining_site.server.process.wait, 15) == 0
+
+    asyncio.run(scenario())
 
 
 def test_a_setting_that_cannot_work_ends_it_in_one_sentence(tmp_path: Path) -> None:

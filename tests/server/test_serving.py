@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from rlhf_core.errors import ConflictError, OverloadedError
 from rlhf_core.models.load import LoadedPolicy
 from rlhf_core.records import Sampling
 from server.errors import DrainingError, GenerationFailedError
+from server.generation import GivenUp
 from server.metrics import Metrics
 from server.serving import Serving
 
@@ -39,9 +42,31 @@ class ScriptedEngine:
         self.sequences: list[Sequence] = []
         self.max_context = 64
         self.steps = 0
+        self._hold_at = 10**12
+        self._between_steps = threading.Event()
+        self._open = threading.Event()
+        self._open.set()
+
+    def hold_at(self, step: int) -> None:
+        """Stand still after that many steps, until told to go on."""
+        self._hold_at = step
+        self._open.clear()
+
+    def hold(self) -> None:
+        """Stand still, and return once it does."""
+        self._between_steps.clear()
+        self.hold_at(0)
+        assert self._between_steps.wait(10)
+
+    def go_on(self) -> None:
+        self._hold_at = 10**12
+        self._open.set()
 
     @property
     def has_work(self) -> bool:
+        if self.steps >= self._hold_at:
+            self._between_steps.set()
+            assert self._open.wait(10)
         return bool(self.sequences)
 
     @property
@@ -95,11 +120,16 @@ def engine() -> Iterator[ScriptedEngine]:
     return ScriptedEngine()
 
 
-def run(engine: ScriptedEngine, scenario: Callable[[Serving], Awaitable[None]], places: int = 8) -> None:
+def run(
+    engine: ScriptedEngine,
+    scenario: Callable[[Serving], Awaitable[None]],
+    places: int = 8,
+    metrics: Metrics | None = None,
+) -> None:
     """Play a scenario on a running Serving, bounded in time."""
 
     async def play() -> None:
-        serving = Serving(cast(Engine, engine), max_running=1, max_waiting=places - 1, metrics=Metrics())
+        serving = Serving(cast(Engine, engine), max_running=1, max_waiting=places - 1, metrics=metrics or Metrics())
         serving.start()
         try:
             async with asyncio.timeout(20):
@@ -154,6 +184,74 @@ def test_abort_ends_a_request_wherever_it_is_and_is_harmless_afterwards(engine: 
         assert engine.sequences == []
 
     run(engine, scenario)
+
+
+def test_a_request_that_is_given_up_gets_no_token_after_the_step_that_runs(engine: ScriptedEngine) -> None:
+    async def scenario(serving: Serving) -> None:
+        generation = serving.submit(request("a", 10**9))
+        await generation.first_token()
+        engine.hold()
+        steps = engine.steps
+        serving.abort("a")
+        engine.go_on()
+        await generation.ended.wait()
+        assert engine.steps == steps
+        assert len(generation.outputs) == steps
+
+    run(engine, scenario)
+
+
+def test_why_a_request_was_given_up_is_counted_once(engine: ScriptedEngine) -> None:
+    metrics = Metrics()
+
+    async def scenario(serving: Serving) -> None:
+        for name, cause in (("a", "client_gone"), ("b", "stalled")):
+            generation = serving.submit(request(name, 10**9))
+            await generation.first_token()
+            serving.abort(name, cast(GivenUp, cause))
+            await generation.ended.wait()
+            assert generation.given_up == cause
+
+    run(engine, scenario, metrics=metrics)
+    # The connection's own protocol counts the stall, whether or not the answer was complete by then.
+    counted = [
+        metrics.registry.get_sample_value("request_aborted_total", {"cause": c}) for c in ("client_gone", "stalled")
+    ]
+    assert counted == [1.0, 0.0]
+
+
+def test_an_answer_that_ended_keeps_its_policys_name_but_not_its_weights(engine: ScriptedEngine) -> None:
+    async def scenario(serving: Serving) -> None:
+        engine.active = dataclasses.replace(policy(3), model=cast(Any, "weights"))
+        generation = serving.submit(request("a"))
+        await generation.first_token()
+        await generation.ended.wait()
+        assert (generation.policy.policy_version, generation.policy.model) == (3, None)
+        assert engine.active.model == "weights"
+
+    run(engine, scenario)
+
+
+def test_the_share_of_the_cache_is_of_tokens_and_falls_to_nothing(engine: ScriptedEngine) -> None:
+    metrics = Metrics()
+
+    async def scenario(serving: Serving) -> None:
+        engine.hold_at(16)
+        generation = serving.submit(request("a", 10**9))
+        while len(generation.outputs) < 16:  # noqa: ASYNC110 - the engine tells no event
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        serving.scrape()
+        # 16 tokens of one slot's 64.
+        assert metrics.registry.get_sample_value("kv_cache_usage_perc") == 0.25
+        serving.abort("a")
+        engine.go_on()
+        await generation.ended.wait()
+        while metrics.registry.get_sample_value("kv_cache_usage_perc") != 0.0:
+            await asyncio.sleep(0.01)
+            serving.scrape()
+
+    run(engine, scenario, metrics=metrics)
 
 
 def test_admission_counts_places_that_are_only_held(engine: ScriptedEngine) -> None:

@@ -59,7 +59,7 @@ def test_bfloat16_halves_and_packing_doubles(tiny_model_dir: Path) -> None:
 
 def test_a_model_that_does_not_fit_is_refused_with_the_numbers() -> None:
     # 2 x (4 GiB + 10 slots x 100 tokens x 1 MiB + 512 MiB) + 10 x 2^14 x 32 bytes = 8 + 1.95 + 1 + 0.005 GiB.
-    planned = MemoryPlan(4 * GIB, 2**20, 10, 100, 512, 2**14)
+    planned = MemoryPlan(4 * GIB, 2**20, 10, 100, 512, 2**14, 2**30)
     check_fits(planned, planned.total)
     with pytest.raises(ModelError) as refused:
         check_fits(planned, planned.total - 1)

@@ -1,0 +1,64 @@
+"""The quiet thread: what it does to itself, and that it leaves every other thread as it was."""
+
+from __future__ import annotations
+
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from rlhf_core.models.threads import REST_SECONDS, WORK_SECONDS, QuietThread
+
+CALLS = 200_000
+
+
+def toil() -> int:
+    """Python that calls, for many times WORK_SECONDS."""
+    return sum(abs(-1) for _ in range(CALLS))
+
+
+def test_it_computes_alone_and_other_threads_old_and_new_do_not() -> None:
+    with ThreadPoolExecutor(1) as old:
+        old.submit(torch.set_num_threads, 2).result()
+        quiet = QuietThread("quiet", lambda: False)
+        assert quiet.executor.submit(torch.get_num_threads).result() == 1
+        assert old.submit(torch.get_num_threads).result() == 2
+        with ThreadPoolExecutor(1) as new:
+            assert new.submit(torch.get_num_threads).result() == 2
+        quiet.executor.shutdown()
+
+
+def test_it_rests_for_most_of_its_time_while_somebody_waits_and_not_otherwise() -> None:
+    rests = 0
+
+    def waits() -> bool:
+        nonlocal rests
+        rests += 1
+        return True
+
+    quiet = QuietThread("quiet", waits)
+    started = time.perf_counter()
+    assert quiet.executor.submit(quiet.quietly(toil)).result() == CALLS
+    # It asks before each rest, and a rest takes its time: so many rests take at least so long.
+    assert time.perf_counter() - started >= rests * REST_SECONDS
+    assert rests >= 2
+    assert quiet.executor.submit(sys.getprofile).result() is None
+    quiet.executor.shutdown()
+
+
+def test_what_the_work_raises_is_raised_and_the_thread_works_on() -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    quiet = QuietThread("quiet", lambda: True)
+    with pytest.raises(ValueError, match="no"):
+        quiet.executor.submit(quiet.quietly(fail)).result()
+    assert quiet.executor.submit(sys.getprofile).result() is None
+    assert quiet.executor.submit(quiet.quietly(lambda: 7)).result() == 7
+    quiet.executor.shutdown()
+
+
+def test_it_rests_longer_than_it_works() -> None:
+    assert REST_SECONDS >= 2 * WORK_SECONDS
