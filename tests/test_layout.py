@@ -27,6 +27,7 @@ HOMES = {
 }
 """Outside `rlhf_core`, only the bench may touch a tensor library: it races `generate()`."""
 HOMES["torch"] += ("server/bench/",)
+HOMES["safetensors"] += ("server/bench/",)
 HOMES["transformers"] += ("server/bench/",)
 
 RECORDS_TIER = (

@@ -65,9 +65,14 @@ class Attune:
         """The version in service."""
         return int(json.loads(fetch(f"{self.running.url}/health/ready"))["policy_version"])
 
-    def seal(self, write: Callable[[Path], None]) -> Manifest:
-        """A checkpoint made by `write`, ready to be published."""
-        fields = {"checkpoint_id": new_checkpoint_id("policy"), "kind": "policy", "created_at": time.time()}
+    def seal(self, write: Callable[[Path], None], base: str | None = None) -> Manifest:
+        """A checkpoint made by `write`, ready to be published; `base` is what an adapter changes."""
+        fields = {
+            "checkpoint_id": new_checkpoint_id("policy"),
+            "kind": "policy",
+            "created_at": time.time(),
+            "base": base,
+        }
         return seal(self.data / "checkpoints", write, fields)
 
     def publish(self, checkpoint: Manifest) -> int:

@@ -7,18 +7,24 @@ and here it would only take the cores from what is measured.
 from __future__ import annotations
 
 import asyncio
+import json
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from rlhf_core.errors import AttuneError
+from rlhf_core.models.adapted import copy_adapter
 from rlhf_core.models.load import fetch_model
+from rlhf_core.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from rlhf_core.records import Manifest
 from server.bench.client import Fields, Heard, load
 from server.bench.figures import quantile
@@ -36,9 +42,7 @@ SETTLED_AT = 5
 SERVED_WITHIN_SECONDS = 120.0
 POLL_SECONDS = 0.05
 SWAP_SEED = 300
-
-Write = Callable[[Path], None]
-"""Fills a directory with a checkpoint."""
+RANK = 8
 
 
 @dataclass
@@ -53,7 +57,7 @@ class SwapRun:
     """Of the server: before, after each swap, and at the end, idle."""
 
 
-def full_weights(model: BenchModel) -> list[Write]:
+def full_weights(attune: Attune, model: BenchModel) -> list[Manifest]:
     """Two checkpoints that differ: the model, and the model with its last norm a thousandth larger."""
 
     def same(directory: Path) -> None:
@@ -66,10 +70,39 @@ def full_weights(model: BenchModel) -> list[Write]:
             weights.base_model.norm.weight.mul_(1.001 if weights.dtype == torch.float32 else 1.01)
         weights.save_pretrained(directory)
 
-    return [changed, same]
+    return [attune.seal(changed), attune.seal(same)]
 
 
-KINDS: Final[dict[str, Callable[[BenchModel], list[Write]]]] = {"full weights": full_weights}
+def adapters(attune: Attune, model: BenchModel) -> list[Manifest]:
+    """Two LoRA adapters of rank 8 on every query and value projection of what is live, which holds full weights."""
+    base = attune.policies.version(attune.policies.live_version()).checkpoint_id
+    weights = AutoModelForCausalLM.from_pretrained(model.directory, local_files_only=True)
+    sealed = []
+    for seed in (1, 2):
+        with tempfile.TemporaryDirectory() as place:
+            made = make_adapter(weights, Path(place), seed)
+            sealed.append(attune.seal(partial(copy_adapter, made, attune.data / "checkpoints" / base), base=base))
+    return sealed
+
+
+def make_adapter(model: Any, directory: Path, seed: int) -> Path:
+    """Random low-rank terms in peft's two files."""
+    draw = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, module in model.named_modules():
+        if name.endswith(("q_proj", "v_proj")):
+            path = f"base_model.model.{name}"
+            tensors[f"{path}.lora_A.weight"] = torch.randn(RANK, module.in_features, generator=draw) * 0.01
+            tensors[f"{path}.lora_B.weight"] = torch.randn(module.out_features, RANK, generator=draw) * 0.01
+    save_file(tensors, directory / ADAPTER_WEIGHTS)
+    (directory / ADAPTER_CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}))
+    return directory
+
+
+KINDS: Final[dict[str, Callable[[Attune, BenchModel], list[Manifest]]]] = {
+    "full weights": full_weights,
+    "adapters": adapters,
+}
 """What is published, and who makes the checkpoints."""
 
 
@@ -78,8 +111,8 @@ def report_swaps(attune: Attune, model: BenchModel, count: int, new_tokens: int,
     fields = {**attune.running.fields, "max_tokens": new_tokens}
     calm = asyncio.run(under_load(attune, model, fields, [], 0, seconds))
     tail = quantile([gap for one in calm.heard for gap in one.gaps], 99)
-    for kind, makers in KINDS.items():
-        sealed = [attune.seal(write) for write in makers(model)]
+    for kind, make in KINDS.items():
+        sealed = make(attune, model)
         run = asyncio.run(under_load(attune, model, fields, sealed, count, 0.0))
         report_run(kind, run, tail)
 

@@ -28,6 +28,8 @@ def test_it_computes_alone_and_other_threads_old_and_new_do_not() -> None:
         with ThreadPoolExecutor(1) as new:
             assert new.submit(torch.get_num_threads).result() == 2
         quiet.executor.shutdown()
+    # Threads that are yet to come go by the last number set, whoever set it.
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def test_it_rests_for_most_of_its_time_while_somebody_waits_and_not_otherwise() -> None:
