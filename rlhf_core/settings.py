@@ -93,7 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the engine runs. auto: CUDA where there is a device. Training stays on the CPU."""
     serve_threads: Annotated[int, Meta(ge=0)] = 0
-    """CPU threads of the engine. 0: one for models below 20 million parameters, torch's choice for others."""
+    """CPU threads of the engine. 0: torch's choice."""
     train_threads: Annotated[int, Meta(ge=0)] = 0
     """CPU threads of a training. 0: torch's choice."""
     seed: Annotated[int, Meta(ge=0)] = 0

@@ -63,6 +63,7 @@ def serve(settings: Settings, listener: socket.socket, stores: Stores) -> int:
     """Load the live policy and answer until a signal."""
     _set_tensor_environment(settings)
     from rlhf_core.models.placement import describe
+    from rlhf_core.models.threads import in_passing_thread
     from server.app import create_app
     from server.identity import Pseudonyms, load_secret
     from server.metrics import Metrics
@@ -71,7 +72,7 @@ def serve(settings: Settings, listener: socket.socket, stores: Stores) -> int:
 
     live = publish_first(stores.policies, settings)
     source = source_for_machine(settings, live)
-    policy = first_servable(source, live, stores.policies.ledger())
+    policy = in_passing_thread(lambda: first_servable(source, live, stores.policies.ledger()))
     metrics = Metrics()
     metrics.now_serving(policy.policy_version, live.published_at)
     running, waiting = settings.max_running, settings.max_waiting
@@ -107,6 +108,8 @@ def _set_tensor_environment(settings: Settings) -> None:
     """Read by torch and transformers as they are imported, which is why `serve` imports them late."""
     if settings.serve_threads:
         os.environ["OMP_NUM_THREADS"] = str(settings.serve_threads)
+    # Weights on huge pages, where the system has them: a step reads them all, and looks up fewer addresses.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # Progress bars and hints for notebooks are no log lines.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

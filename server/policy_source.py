@@ -23,7 +23,7 @@ from rlhf_core.models.adapted import base_of, load_adapted
 from rlhf_core.models.finite import require_finite
 from rlhf_core.models.load import LoadedPolicy, fetch_model, load_policy, probe_prompts
 from rlhf_core.models.lora import is_adapter
-from rlhf_core.models.placement import Device, Precision, choose_device, choose_dtype, choose_threads
+from rlhf_core.models.placement import Device, Precision, choose_device, choose_dtype
 from rlhf_core.records import PolicyVersion
 from rlhf_core.settings import Settings
 from rlhf_core.store.policies import PolicyStore
@@ -118,7 +118,6 @@ def source_for_machine(settings: Settings, live: PolicyVersion) -> PolicySource:
     pack = device.type == "cpu" and packed.total <= available / 2
     plan = packed if pack else plain
     check_fits(plan, available)
-    choose_threads(settings.serve_threads, plan.parameters)
     structlog.get_logger().info("memory", plan=str(plan), available_gib=round(available / 2**30, 2), packed=pack)
     return PolicySource(
         settings.checkpoints_path, settings.max_context, dtype=settings.dtype, device=settings.device, pack=pack

@@ -30,11 +30,17 @@ class CachedLayer:
     def kv_heads(self) -> int:
         return self.keys.shape[1]
 
-    def store(self, key: Tensor, value: Tensor, rows: Tensor) -> None:
-        """key and value [1, H_kv, N, D] into `rows` [N * H_kv] of the flat views, heads of one token together."""
+    def store_each(self, key: Tensor, value: Tensor, rows: Tensor) -> None:
+        """key and value [H_kv, N, D] into `rows` [N * H_kv] of the flat views, heads of one token together."""
         for tensor, new in ((self.keys, key), (self.values, value)):
             size = tensor.shape[3]
-            tensor.view(-1, size).index_copy_(0, rows, new[0].transpose(0, 1).reshape(-1, size))
+            tensor.view(-1, size).index_copy_(0, rows, new.transpose(0, 1).reshape(-1, size))
+
+    def store_run(self, key: Tensor, value: Tensor, slot: int, start: int) -> None:
+        """key and value [H_kv, N, D] into positions start..start+N-1 of one slot."""
+        end = start + key.shape[1]
+        self.keys[slot, :, start:end] = key
+        self.values[slot, :, start:end] = value
 
 
 class SlotCache:

@@ -50,7 +50,7 @@ class Engine:
         max_waiting: int,
         max_context: int,
         seed: int = 0,
-        max_prefill_tokens: int = 256,
+        max_prefill_tokens: int = 512,
         max_prefix_tokens: int = 0,
         clock: Callable[[], float] | None = None,
     ) -> None:

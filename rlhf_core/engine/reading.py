@@ -70,7 +70,7 @@ class SlotStep:
         With a window, the query at position i sees positions i-window+1..i.
         """
         cached = self.cache.layer(layer, key, value)
-        cached.store(key, value, self._flat_rows(cached.kv_heads))
+        self._store(cached, key[0], value[0])
         decodes, reads = self._reaches(cached.kv_heads, window, query.dtype)
         rows = query[0].transpose(0, 1)
         parts = [_decode(reach, rows, cached, scaling) for reach in decodes]
@@ -78,11 +78,20 @@ class SlotStep:
             parts.append(_read(reach, query[:, :, span.row : span.row + span.length], cached, scaling))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
 
+    def _store(self, cached: CachedLayer, key: Tensor, value: Tensor) -> None:
+        """key and value [H_kv, N, D]. A span is one copy; the decode batch's rows lie apart."""
+        if count := len(self.lengths):
+            cached.store_each(key[:, :count], value[:, :count], self._flat_rows(cached.kv_heads))
+        for span in self.spans:
+            end = span.row + span.length
+            cached.store_run(key[:, span.row : end], value[:, span.row : end], span.slot, span.start)
+
     def _flat_rows(self, kv_heads: int) -> Tensor:
-        """[N * H_kv] where each token's heads go in the flat views of a layer."""
+        """[n * H_kv] where the heads of the decode batch's tokens go in the flat views of a layer."""
         if kv_heads not in self._rows:
-            heads = self.slots[:, None] * kv_heads + torch.arange(kv_heads, device=self.slots.device)
-            self._rows[kv_heads] = (heads * self.cache.max_context + self.positions[:, None]).flatten()
+            count = len(self.lengths)
+            heads = self.slots[:count, None] * kv_heads + torch.arange(kv_heads, device=self.slots.device)
+            self._rows[kv_heads] = (heads * self.cache.max_context + self.positions[:count, None]).flatten()
         return self._rows[kv_heads]
 
     def _reaches(self, kv_heads: int, window: int | None, dtype: torch.dtype) -> tuple[list[Reach], list[Reach]]:

@@ -15,9 +15,6 @@ from rlhf_core.errors import ModelError
 if TYPE_CHECKING:
     from rlhf_core.models.load import LoadedPolicy
 
-SMALL_PARAMETERS = 20_000_000
-"""Below this a second thread saves less of a step than handing it work takes, and answers need a processor too."""
-
 Precision = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -45,12 +42,6 @@ def has_bfloat16(device: torch.device) -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def choose_threads(wanted: int, parameters: int) -> None:
-    """CPU threads of this process from now on. 0: one for a small model, torch's choice for others."""
-    if wanted or parameters < SMALL_PARAMETERS:
-        torch.set_num_threads(wanted or 1)
 
 
 def describe(policy: LoadedPolicy) -> dict[str, Any]:

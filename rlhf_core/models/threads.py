@@ -1,4 +1,4 @@
-"""A thread that works on models beside serving, and is to be noticed as little as possible.
+"""Threads that work on models before and beside serving, and are to be noticed as little as possible.
 
 Python runs one thread at a time. Between two tokens the engine gives up that right hundreds of times, once for each
 operation on tensors, and a thread that is loading a model takes it for milliseconds each time: one step then takes as
@@ -57,6 +57,17 @@ class QuietThread:
                 rest_at = clock() + WORK_SECONDS
 
         return breathe
+
+
+def in_passing_thread(work: Callable[[], Done]) -> Done:
+    """Do tensor work in a thread that ends with it, and so do the helpers that torch gave it.
+
+    OpenMP gives each thread that computes helpers of its own, and keeps them. As soon as a process has more of all
+    these than processors, helpers sleep between two operations instead of spinning, and waking them takes as long as
+    a small operation: whoever serves must be the only one who has any.
+    """
+    with ThreadPoolExecutor(1, "passing") as executor:
+        return executor.submit(work).result()
 
 
 def _compute_alone() -> None:

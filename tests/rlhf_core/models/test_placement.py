@@ -7,7 +7,7 @@ import torch
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.load import load_policy
-from rlhf_core.models.placement import choose_device, choose_dtype, choose_threads, describe, has_bfloat16
+from rlhf_core.models.placement import choose_device, choose_dtype, describe, has_bfloat16
 
 CPU = torch.device("cpu")
 
@@ -54,18 +54,3 @@ def test_the_description_holds_the_numbers_of_the_loaded_policy(tiny_model_dir: 
         # 2 layers x 2 key heads x (8 + 8) numbers x 2 bytes.
         "kv_bytes_per_token": 128,
     }
-
-
-@pytest.mark.parametrize(
-    ("wanted", "parameters", "threads"), [(0, 2_000_000, 1), (0, 135_000_000, 3), (2, 2_000_000, 2)]
-)
-def test_small_models_are_served_by_one_thread_unless_more_are_asked_for(
-    wanted: int, parameters: int, threads: int
-) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        choose_threads(wanted, parameters)
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)

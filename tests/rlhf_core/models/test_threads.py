@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
-from rlhf_core.models.threads import REST_SECONDS, WORK_SECONDS, QuietThread
+from rlhf_core.models.threads import REST_SECONDS, WORK_SECONDS, QuietThread, in_passing_thread
 
 CALLS = 200_000
 
@@ -64,3 +65,34 @@ def test_what_the_work_raises_is_raised_and_the_thread_works_on() -> None:
 
 def test_it_rests_longer_than_it_works() -> None:
     assert REST_SECONDS >= 2 * WORK_SECONDS
+
+
+def threads_of_this_process() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_a_passing_thread_takes_the_helpers_of_its_computation_with_it() -> None:
+    def compute() -> int:
+        torch.set_num_threads(2)
+        torch.randn(512, 512) @ torch.randn(512, 512)
+        torch.randn(1 << 20).exp()
+        return threads_of_this_process()
+
+    before, threads = threads_of_this_process(), torch.get_num_threads()
+    try:
+        # Itself and the helper of its two.
+        assert in_passing_thread(compute) == before + 2
+        until = time.monotonic() + 10
+        while threads_of_this_process() > before and time.monotonic() < until:
+            time.sleep(0.01)
+        assert threads_of_this_process() == before
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_a_passing_thread_raises_is_raised() -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        in_passing_thread(fail)
