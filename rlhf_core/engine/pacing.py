@@ -3,22 +3,22 @@
 A step that also reads a prompt takes longer, and every running answer waits for it. One prompt alone may make a step
 longer by SLACK of what it would take without. Where more wait, each is worth as much again, but only in the proportion
 in which people wait for a first token rather than for a next one: a burst that finds few answers running is read at
-once, and one that finds many is read beside them. What steps and prompt tokens cost is fitted to the latest steps. No
-clock here: seconds are told.
+once, and one that finds many is read beside them. A part is never so small that beginning it takes longer than reading
+it. What all this costs is measured as it runs. No clock here: seconds are told.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-import numpy as np
-
 SLACK = 0.75
 RECENT = 32
-"""Steps of each kind, with prompt tokens and without, that the fit looks at."""
+"""Steps with prompt tokens that are looked at."""
+NEWEST = 0.2
+"""Weight of the newest step without."""
 LEAST_TOKENS = 8
-Sample = tuple[int, int, float]
-"""Running answers, prompt tokens, seconds."""
+LEAST_SPREAD = 0.25
+"""Standard deviation of the sizes of parts, as a share of their mean, from which a line through them means anything."""
 
 
 class Pacing:
@@ -26,35 +26,53 @@ class Pacing:
 
     def __init__(self, most_tokens: int) -> None:
         self._most_tokens = most_tokens
-        # Both kinds are kept, however long a load lasts that makes only one of them: together they tell what a step
-        # costs from what a token does.
-        self._plain: deque[Sample] = deque(maxlen=RECENT)
-        self._mixed: deque[Sample] = deque(maxlen=RECENT)
+        self._plain: dict[int, float] = {}
+        """Running answers to the seconds of a step that reads no prompt."""
+        self._mixed: deque[tuple[int, float]] = deque(maxlen=RECENT)
+        """Prompt tokens of a step, and the seconds that they added."""
+        self._token: float | None = None
+        """Seconds of one token, as parts of different sizes last told."""
 
     def budget(self, *, decoding: int, prompts: int) -> int:
         """Prompt tokens for a step with that many running answers and that many prompts not yet read."""
         if not decoding or not prompts or not self._plain or not self._mixed:
             return self._most_tokens
-        step, token = self._costs(decoding)
+        beginning, token = self._reading()
         worth = SLACK * max(1.0, prompts * prompts / (prompts + decoding))
-        return max(LEAST_TOKENS, min(self._most_tokens, round(worth * step / token)))
+        affordable = (worth * self._step(decoding) - beginning) / token
+        return round(min(self._most_tokens, max(affordable, beginning / token, LEAST_TOKENS)))
 
     def note(self, seconds: float, *, decoding: int, prompt_tokens: int) -> None:
         """A step took that long."""
-        kind = self._mixed if prompt_tokens else self._plain
-        kind.append((decoding, prompt_tokens, seconds))
+        if prompt_tokens:
+            self._mixed.append((prompt_tokens, max(0.0, seconds - self._step(decoding))))
+        else:
+            before = self._plain.get(decoding, seconds)
+            self._plain[decoding] = before + NEWEST * (seconds - before)
 
-    def _costs(self, decoding: int) -> tuple[float, float]:
-        """Seconds of a step that reads no prompt, and of each prompt token: least squares of relative errors."""
-        samples = np.fromiter(
-            (value for kind in (self._plain, self._mixed) for sample in kind for value in sample), float
-        )
-        samples = samples.reshape(-1, 3)
-        weights = 1 / np.maximum(samples[:, 2], 1e-9)
-        rows = np.stack([weights, samples[:, 0] * weights, samples[:, 1] * weights])
-        normal = rows @ rows.T
-        # As many answers in each step would leave their cost and the fixed one undetermined.
-        normal.flat[::4] *= 1 + 1e-6
-        fixed, answer, token = np.linalg.solve(normal, rows.sum(axis=1))
-        least = min(seconds for _, _, seconds in self._plain)
-        return max(float(fixed + answer * decoding), least), max(float(token), 1e-9)
+    def _step(self, decoding: int) -> float:
+        """Seconds without a prompt: the least that was measured of so many answers or more, as fewer cost no more.
+
+        Too little where only fewer were ever measured. What is missing then counts as the beginning of a part, which
+        costs pace but stops nothing.
+        """
+        if not decoding or not self._plain:
+            return 0.0
+        as_many = [seconds for count, seconds in self._plain.items() if count >= decoding]
+        return min(as_many) if as_many else self._plain[max(self._plain)]
+
+    def _reading(self) -> tuple[float, float]:
+        """Seconds of beginning a part, and of each of its tokens: the line of least squares, neither below zero.
+
+        Parts that are all of a size do not tell the two apart: then a token costs what it did before.
+        """
+        count = len(self._mixed)
+        tokens = sum(size for size, _ in self._mixed) / count
+        seconds = sum(added for _, added in self._mixed) / count
+        through_zero = max(seconds / tokens, 1e-9)
+        spread = sum((size - tokens) ** 2 for size, _ in self._mixed) / count
+        if spread >= (LEAST_SPREAD * tokens) ** 2:
+            rise = sum((size - tokens) * (added - seconds) for size, added in self._mixed) / count
+            self._token = max(rise / spread, through_zero / 10)
+        token = min(self._token or through_zero, through_zero)
+        return seconds - token * tokens, token
