@@ -20,6 +20,7 @@ from rlhf_core.engine.engine import probe
 from rlhf_core.engine.memory import available_memory, check_fits, plan_memory
 from rlhf_core.errors import AttuneError, CheckpointError, ConflictError, ModelError
 from rlhf_core.models.adapted import base_of, load_adapted
+from rlhf_core.models.allocation import returned_when_dropped
 from rlhf_core.models.finite import require_finite
 from rlhf_core.models.load import LoadedPolicy, fetch_model, load_policy, probe_prompts
 from rlhf_core.models.lora import is_adapter
@@ -85,7 +86,8 @@ class PolicySource:
         resident = None if serving is None else serving.base or serving
         if resident is not None and resident.checkpoint_id == directory.name:
             return resident
-        return load_policy(directory, checkpoint_id=directory.name, **self._options)
+        with returned_when_dropped():
+            return load_policy(directory, checkpoint_id=directory.name, **self._options)
 
     def probe(self, policy: LoadedPolicy) -> None:
         """All weights, and the logits of a few greedy tokens, must be finite. Raises ModelError."""
