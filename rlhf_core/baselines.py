@@ -13,7 +13,9 @@ from rlhf_core.records import PreferencePair, RatedResponse
 
 
 class Baselines(msgspec.Struct, frozen=True, kw_only=True):
-    """Two rules without a model: by response length in tokens, and whatever people said most often."""
+    """Two rules without a model: by response length in tokens, and whatever people said most often. Neither says
+    anything of ties, which are left out everywhere.
+    """
 
     length_threshold: float = 0.0
     longer_is_up: bool = True
@@ -26,12 +28,12 @@ class Baselines(msgspec.Struct, frozen=True, kw_only=True):
     def length_hits(self, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair]) -> float:
         """How many judgements the length rule predicts."""
         thumbs = sum(self.predicts_up(len(each.token_ids)) == (each.value == "up") for each in ratings)
-        return thumbs + sum(_pair_credit(each, self.longer_wins) for each in pairs)
+        return thumbs + sum(_pair_credit(each, self.longer_wins) for each in pairs if not each.tie)
 
     def majority_hits(self, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair]) -> float:
         """How many judgements the constant rule predicts."""
         thumbs = sum(self.majority_up == (each.value == "up") for each in ratings)
-        return thumbs + sum(self.majority_left == (each.chosen_side == "left") for each in pairs)
+        return thumbs + sum(self.majority_left == (each.chosen_side == "left") for each in pairs if not each.tie)
 
     def predicts_up(self, length: int) -> bool:
         return (length > self.length_threshold) == self.longer_is_up
@@ -40,6 +42,7 @@ class Baselines(msgspec.Struct, frozen=True, kw_only=True):
 def fit_baselines(ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair]) -> Baselines:
     """The best rules on these judgements; where two do equally well, the first of a fixed order."""
     threshold, longer_is_up = _best_threshold(ratings)
+    pairs = [each for each in pairs if not each.tie]
     longer = sum(_pair_credit(each, longer_wins=True) for each in pairs)
     left = sum(each.chosen_side == "left" for each in pairs)
     up = sum(each.value == "up" for each in ratings)

@@ -151,10 +151,13 @@ class RatedResponse(msgspec.Struct, frozen=True, kw_only=True):
     value: RatingValue
     prompt_key: str
     """sha256 of how the conversation began: the unit by which data is split, so its turns never straddle."""
+    reasons: tuple[str, ...] = ()
+    """Keys that the rater ticked, of REASONS."""
+    created_at: float = 0.0
 
 
 class PreferencePair(msgspec.Struct, frozen=True, kw_only=True):
-    """A decisive choice: chosen over rejected, for the same prompt."""
+    """A choice between two answers to the same prompt: chosen over rejected, or a tie."""
 
     event_id: str
     rater: str
@@ -164,7 +167,15 @@ class PreferencePair(msgspec.Struct, frozen=True, kw_only=True):
     chosen_token_ids: tuple[int, ...]
     rejected_token_ids: tuple[int, ...]
     chosen_side: Side
+    """Where the chosen answer was shown."""
     prompt_key: str
+    tie: bool = False
+    """Neither was better: then "chosen" is the answer on the left and "rejected" the one on the right."""
+    margin: float = 0.0
+    """How much better, at least, in units of the score: the likelihood asks the chosen one to lead by it."""
+    reasons: tuple[str, ...] = ()
+    """Keys that the rater ticked: what is good speaks for the chosen answer, what is bad against the rejected one."""
+    created_at: float = 0.0
 
 
 class PreferenceBatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,7 +186,7 @@ class PreferenceBatch(msgspec.Struct, frozen=True, kw_only=True):
     first_entry: str
     last_entry: str
     events: int
-    """Log entries covered, including withdrawals, ties and skips."""
+    """Log entries covered, including withdrawals and skips."""
     ratings: tuple[RatedResponse, ...] = ()
     pairs: tuple[PreferencePair, ...] = ()
     current_event_ids: dict[str, str] = {}

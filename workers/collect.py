@@ -96,29 +96,34 @@ def _rated(event: Feedback, interaction: Interaction, value: object) -> RatedRes
         token_ids=interaction.token_ids,
         value="up" if value == "up" else "down",
         prompt_key=prompt_key(interaction.messages),
+        reasons=event.reasons,
+        created_at=event.created_at,
     )
 
 
 def _both_bad(event: Feedback, left: Interaction, right: Interaction) -> list[RatedResponse]:
-    """`both_bad` orders nothing, but it says of each answer what a thumb down says."""
+    """Besides being a tie, `both_bad` says of each answer what a thumb down says."""
     return [_rated(event, side, "down") for side in (left, right)] if event.value == "both_bad" else []
 
 
 def _preference(event: Feedback, comparison: Comparison, left: Interaction, right: Interaction) -> list[PreferencePair]:
-    """One pair for a decisive choice between answers that differ, else none."""
-    if event.value not in ("left", "right") or left.token_ids == right.token_ids:
+    """One pair for a choice or a tie between answers that differ, else none."""
+    if event.value not in ("left", "right", "tie", "both_bad") or left.token_ids == right.token_ids:
         return []
-    chosen, rejected = (left, right) if event.value == "left" else (right, left)
+    chosen, rejected = (right, left) if event.value == "right" else (left, right)
     return [
         PreferencePair(
             event_id=event.event_id,
             rater=event.rater,
-            comparison_id=comparison.comparison_id,
+            comparison_id=event.target,
             policy_version=left.policy_version,
             prompt_token_ids=left.prompt_token_ids,
             chosen_token_ids=chosen.token_ids,
             rejected_token_ids=rejected.token_ids,
-            chosen_side="left" if event.value == "left" else "right",
+            chosen_side="right" if event.value == "right" else "left",
             prompt_key=prompt_key(comparison.messages),
+            tie=event.value in ("tie", "both_bad"),
+            reasons=event.reasons,
+            created_at=event.created_at,
         )
     ]

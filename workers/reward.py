@@ -7,22 +7,23 @@ of the `gate` split train neither; both are measured on them.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from rlhf_core.checkpoints import checkpoint_path, new_checkpoint_id, seal
 from rlhf_core.errors import TrainingError
-from rlhf_core.learning.reward_model import (
-    Progress as PartProgress,
-)
-from rlhf_core.learning.reward_model import (
-    PromptResponse,
-    RewardSettings,
-    TrainedReward,
-    evaluate,
-    save_reward,
-    train_reward_model,
-)
+from rlhf_core.learning.devices import Devices
+from rlhf_core.learning.hooks import Hooks
+from rlhf_core.learning.reward_evaluation import evaluate
+from rlhf_core.learning.reward_files import load_reward, save_reward
+from rlhf_core.learning.reward_model import TrainedReward, train_reward_model
+from rlhf_core.learning.reward_report import RewardReport, calibrate_reward, mean_logprobs, report_reward
+from rlhf_core.learning.reward_settings import RewardSettings
+from rlhf_core.models.adapted import load_full
+from rlhf_core.models.heads import PromptResponse, RewardModel
 from rlhf_core.preferences import Split, select_split
 from rlhf_core.records import Job, PreferencePair, RatedResponse
 from rlhf_core.settings import Settings
@@ -31,9 +32,13 @@ from workers.judgements import standing_judgements
 from workers.progress import Progress
 from workers.stores import Stores
 
+REPORT = "report.json"
+"""In a reward checkpoint: the model beside its baselines, for people."""
+SPLIT = "held out by prompt, by hash: the gate's prompts, which train nothing; raters are on both sides"
 LEAST_REFERENCE_ANSWERS = 32
 """Rated answers of the supervised policy that suffice to normalise scores on."""
 
+PartProgress = Callable[[str, float], None]
 Judgements = tuple[list[RatedResponse], list[PreferencePair]]
 
 
@@ -79,17 +84,53 @@ def _train_one(training: _Training, split: Split, seed: int, on_progress: PartPr
         pairs,
         _reward_settings(settings),
         seed,
-        on_progress,
+        Hooks(progress=on_progress),
+        devices=Devices(device="cpu"),
         reference_answers=_reference_answers(policies, ratings, training.reference),
     )
+    report = _report(training, trained, (ratings, pairs), split)
     held_out = evaluate(trained.model, *select_split(*training.judgements, "gate"))
-    metrics = finite({**trained.metrics, **held_out.as_metrics()})
-    return _seal(training, trained, metrics), metrics
+    metrics = finite(report.as_metrics() | trained.metrics | held_out.as_metrics())
+    return _seal(training, trained, report, metrics), metrics
 
 
-def _seal(training: _Training, trained: TrainedReward, metrics: dict[str, float]) -> str:
+def _report(training: _Training, trained: TrainedReward, train: Judgements, split: Split) -> RewardReport:
+    """Calibrate the model on the gate's prompts, and set it beside every baseline there.
+
+    The temperature moves no score, so nothing that the gate asks of a candidate depends on its own judgements.
+    """
+    held_out = select_split(*training.judgements, "gate")
+    settings = training.settings
+    reference = load_full(
+        checkpoint_path(settings.checkpoints_path, training.reference), max_context=settings.max_context
+    )
+    return report_reward(
+        trained.model,
+        train,
+        held_out,
+        calibration=calibrate_reward(trained.model, held_out[1]),
+        split=SPLIT,
+        fit=trained.metrics,
+        axes=trained.axes,
+        reference=mean_logprobs(reference.model),
+        previous=_previous(training, split),
+    )
+
+
+def _previous(training: _Training, split: Split) -> RewardModel | None:
+    """The reward model that was fitted to the same split before, if it is still there."""
+    record = training.stores.policies.reward()
+    if record is None:
+        return None
+    checkpoint_id = record.checkpoint_id if split == "train" else record.judge_checkpoint_id
+    directory = checkpoint_path(training.settings.checkpoints_path, checkpoint_id) if checkpoint_id else None
+    return load_reward(directory) if directory is not None and directory.is_dir() else None
+
+
+def _seal(training: _Training, trained: TrainedReward, report: RewardReport, metrics: dict[str, float]) -> str:
     def write(directory: Path) -> None:
         save_reward(trained.model, directory)
+        (directory / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
 
     fields = {
         "checkpoint_id": new_checkpoint_id("reward"),

@@ -1,65 +1,73 @@
-"""Fits a reward model to judgements, and keeps it in a directory.
+"""Fits a reward model to judgements.
 
-Every fit starts from the supervised policy's trunk and sees all judgements that stand; nothing is carried
-over from the last reward model, so a withdrawn judgement leaves no trace. Pairs and thumbs teach one head
-(design notes, 2.2): the loss is
+Every fit starts from the supervised policy's trunk and sees all judgements that stand; nothing is carried over from the
+last reward model, so a withdrawn judgement leaves no trace. Pairs and thumbs teach one head (design notes, 2.2):
 
-    [ sum_pairs L_pair + w sum_thumbs L_thumb ] / sum of weights
-        + c mean (s_chosen + s_rejected)^2 + (log alpha)^2 / 2N
+1. On the trunk as it stands, doubt votes by who gave them (`reward_raters.py`), and solve for the head.
+2. Let the trunk learn too, for some epochs (`reward_fit.py`).
+3. Normalise on reference answers; fit the heads of the axes and of the ensemble on what the trunk now says.
 
-Knows nothing of the store, of splits or of checkpoints: it is given judgements, and writes plain files where
-it is told.
+Knows nothing of the store, of splits or of checkpoints: it is given judgements. Calibration needs others, and is
+`reward_report.py`'s.
 """
 
+from __future__ import annotations
+
 import math
-import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rlhf_core.axes import AXES, LEAST_JUDGEMENTS, evidence
 from rlhf_core.baselines import fit_baselines
 from rlhf_core.errors import ModelError, TrainingError
-from rlhf_core.learning.preference_losses import (
-    centering_losses,
-    log_alpha_penalty,
-    pair_losses,
-    thumb_losses,
-)
-from rlhf_core.learning.reward_evaluation import answers_of, evaluate, features, is_up, score
+from rlhf_core.learning.devices import Devices
+from rlhf_core.learning.hooks import Hooks, Metrics
+from rlhf_core.learning.reward_axes import AxisReport, fit_axes
+from rlhf_core.learning.reward_batches import VoteData
+from rlhf_core.learning.reward_ensemble import fit_ensemble
+from rlhf_core.learning.reward_evaluation import answers_of, evaluate, features, score
 from rlhf_core.learning.reward_files import load_reward, save_reward
-from rlhf_core.learning.reward_head import Features, solve_head
+from rlhf_core.learning.reward_findings import accuracy, measured, rater_records
+from rlhf_core.learning.reward_fit import fit_trunk
+from rlhf_core.learning.reward_head import Features, HeadSolution, Prepared, prepare, solve_prepared
+from rlhf_core.learning.reward_length import ScoredPairs, length_slope
+from rlhf_core.learning.reward_raters import (
+    RaterMixture,
+    believe,
+    cross_fitted_mixture,
+    draw_folds,
+    has_honest_majority,
+)
 from rlhf_core.learning.reward_settings import RewardSettings
-from rlhf_core.models.heads import AnswerBatch, PromptResponse, RewardModel
+from rlhf_core.learning.reward_votes import Judgement, Labels, RaterEffects, judgements, label, rater_names
+from rlhf_core.models.heads import PromptResponse, RewardModel
+from rlhf_core.models.lora_layers import add_lora, lora_layers
+from rlhf_core.models.lora_settings import LoraSettings
 from rlhf_core.records import PreferencePair, RatedResponse
 
 __all__ = [
     "Judgement",
-    "Progress",
     "PromptResponse",
     "RewardSettings",
     "TrainedReward",
     "evaluate",
     "load_reward",
-    "preference_loss",
+    "load_trunk",
     "save_reward",
     "score",
     "train_reward_model",
 ]
 
-WINDOW_BATCHES = 4
-"""Batches are cut from shuffled windows of this many, sorted by length: little padding, random order."""
+MEASURED = 512
+"""Judgements that suffice to fix the unit of scores, where no further head is fitted to all of them."""
 LEAST_SPREAD = 1e-6
 """A standard deviation of scores below this is no preference at all."""
-
-Progress = Callable[[str, float], None]
-"""Told what is being done, and the share of it that is behind, 0 to 1."""
-
-Judgement = RatedResponse | PreferencePair
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,43 +75,56 @@ class TrainedReward:
     """A fitted, normalised reward model, and what its fit measured on its own training judgements."""
 
     model: RewardModel
-    metrics: dict[str, float]
+    metrics: Metrics
+    axes: list[AxisReport] = field(default_factory=list)
 
 
 def train_reward_model(
-    trunk_dir: Path,
+    trunk: Path | PreTrainedModel,
     ratings: Sequence[RatedResponse],
     pairs: Sequence[PreferencePair],
     settings: RewardSettings,
     seed: int,
-    on_progress: Progress | None = None,
+    hooks: Hooks | None = None,
     *,
+    devices: Devices | None = None,
     reference_answers: Sequence[PromptResponse] = (),
-    device: str = "cpu",
+    lora: LoraSettings | None = None,
 ) -> TrainedReward:
-    """Fit a copy of the policy in `trunk_dir` to judgements; the same seed and threads give the same weights.
+    """Fit a trunk to judgements; the same seed and threads give the same weights.
 
-    Scores are normalised to mean 0 and standard deviation 1 on `reference_answers`, samples of the supervised
-    policy; without them on the judged answers. Raises TrainingError when the judgements cannot tell good from
-    bad or the loss is not finite, ModelError when there is no model in `trunk_dir`.
+    `trunk` is the directory of a policy, or a policy's trunk, which is changed in place. With `lora` its weights stay
+    and low-rank terms learn, which are merged in at the end. Scores are normalised to mean 0 and standard deviation 1
+    on `reference_answers`, samples of the supervised policy; without them on the judged answers. Raises TrainingError
+    when the judgements cannot tell good from bad or the loss is not finite, ModelError when there is no model.
     """
-    _check_something_to_learn(ratings, pairs)
-    model = RewardModel(load_trunk(trunk_dir), torch.Generator().manual_seed(seed)).to(device)
+    hooks, devices = hooks or Hooks(), devices or Devices(device="cpu")
+    check_something_to_learn(ratings, pairs)
+    trunk = load_trunk(trunk) if isinstance(trunk, Path) else trunk
+    if lora is not None and settings.epochs:
+        add_lora(trunk, lora, seed)
+    model = RewardModel(trunk, torch.Generator().manual_seed(seed), ensemble=settings.ensemble).to(devices.device)
     model.baselines = fit_baselines(ratings, pairs)
-    model.fit_settings = {**msgspec.to_builtins(settings), "seed": seed}
-    _solve_head(model, ratings, pairs, settings)
-    losses = _fit(model, [*ratings, *pairs], settings, random.Random(f"reward model {seed}"), on_progress)
-    _normalise(model, reference_answers or answers_of(ratings, pairs))
-    metrics = {
-        "steps": float(len(losses)),
-        "loss": sum(losses[-10:]) / len(losses[-10:]) if losses else 0.0,
-        "alpha": float(model.log_alpha.detach().exp()),
-        "threshold": float(model.threshold.detach()),
-        "n_ratings": float(len(ratings)),
-        "n_pairs": float(len(pairs)),
-        "train_accuracy": evaluate(model, ratings, pairs).accuracy,
-    }
-    return TrainedReward(model, metrics)
+    model.fit_settings = {name: float(value) for name, value in msgspec.to_builtins(settings).items()} | {"seed": seed}
+    names = rater_names(ratings, pairs)
+    labels = label(ratings, pairs, settings.half_life_days)
+    read = _read(model, ratings, pairs, devices)
+    prepared = prepare(read, settings.ridge)
+    mixture = _doubt(prepared, labels, ratings, pairs, len(names), settings, seed) if settings.rater_model else None
+    if mixture is not None:
+        labels = believe(labels, *mixture.responsibilities[:, :2].split([len(ratings), len(pairs)]))
+    effects = RaterEffects(labels, len(names))
+    _install_head(model, effects, _solve(prepared, labels, settings, effects))
+    votes = VoteData(ratings, pairs, labels)
+    fitted = fit_trunk(model, effects.to(devices.device), votes, settings, seed, hooks, devices)
+    merge_lora(model.trunk)
+    kept = _kept(votes, settings) if settings.epochs else votes
+    if settings.epochs:
+        read = _read(model, kept.ratings, kept.pairs, devices)
+    axes = _finish(model, read, kept, reference_answers, settings, seed)
+    fitted |= measured(model, ratings, pairs, mixture) | {"train_accuracy": accuracy(model, read, kept.labels)}
+    model.raters = rater_records(names, ratings, pairs, effects, mixture)
+    return TrainedReward(model.eval(), fitted, axes)
 
 
 def load_trunk(directory: Path) -> PreTrainedModel:
@@ -122,126 +143,123 @@ def load_trunk(directory: Path) -> PreTrainedModel:
     return trunk.eval()
 
 
+def check_something_to_learn(ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair]) -> None:
+    """Raises TrainingError when nothing tells a good answer from a bad one."""
+    values = {each.value for each in ratings}
+    decisive = [each for each in pairs if not each.tie]
+    if not decisive and len(values) < 2:
+        said = f"all {len(ratings)} thumbs are {values.pop()}" if values else "there are no judgements"
+        said = f"all {len(pairs)} pairs are ties" if pairs and not values else said
+        raise TrainingError(f"a reward model needs good and bad answers to learn from, but {said}")
+
+
 @torch.no_grad()
-def _solve_head(
-    model: RewardModel,
+def merge_lora(trunk: PreTrainedModel) -> None:
+    """Put LoRA terms into the weights that they change, and take the adapter off; nothing where there is none."""
+    for name, layer in lora_layers(trunk).items():
+        layer.merge(safe_merge=True)
+        parent, _, last = name.rpartition(".")
+        setattr(trunk.get_submodule(parent), last, layer.get_base_layer())
+    trunk.requires_grad_(True)
+
+
+def _read(
+    model: RewardModel, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair], devices: Devices
+) -> Features:
+    """Features of all judged answers, float64; the processes share the work and all get everything."""
+    answers = answers_of(ratings, pairs)
+    with devices.autocast():
+        mine = features(model, devices.share(answers))
+    # Rows are copied, because a row that is sent takes the whole table that it is a view of along.
+    rows = devices.gather([row.clone() for row in mine.double()], len(answers))
+    read = torch.stack(rows) if rows else mine.double()
+    return Features(*read.split([len(ratings), len(pairs), len(pairs)]))
+
+
+def _doubt(
+    prepared: Prepared,
+    labels: Labels,
     ratings: Sequence[RatedResponse],
     pairs: Sequence[PreferencePair],
+    raters: int,
     settings: RewardSettings,
-) -> None:
-    rated, chosen, rejected = features(model, answers_of(ratings, pairs)).split([len(ratings), len(pairs), len(pairs)])
-    with torch.enable_grad():
-        solution = solve_head(
-            Features(rated, is_up(ratings), chosen, rejected),
-            ridge=settings.ridge,
-            label_smoothing=settings.label_smoothing,
-            thumbs_weight=settings.thumbs_weight,
-        )
+    seed: int,
+) -> RaterMixture | None:
+    """Whom to believe, by scores of the trunk that has learned nothing yet.
+
+    None, and everyone is believed, with too few prompts to hold out, or where no honest majority was found: scores that
+    cannot predict any vote cannot tell who lies.
+    """
+    folds = draw_folds([each.prompt_key for each in judgements(ratings, pairs)], seed)
+    if len(set(folds.tolist())) < 2:
+        return None
+    mixture = cross_fitted_mixture(prepared, labels, folds, raters, thumbs_weight=settings.thumbs_weight)
+    return mixture if has_honest_majority(mixture) else None
+
+
+def _solve(prepared: Prepared, labels: Labels, settings: RewardSettings, effects: RaterEffects) -> HeadSolution:
+    solved, scalars = solve_prepared(
+        prepared,
+        labels,
+        label_smoothing=0.0 if settings.rater_model else settings.label_smoothing,
+        thumbs_weight=settings.thumbs_weight,
+        effects=effects,
+    )
+    return HeadSolution(*prepared.head(solved), scalars)
+
+
+@torch.no_grad()
+def _install_head(model: RewardModel, effects: RaterEffects, solution: HeadSolution) -> None:
     model.head.weight.copy_(solution.weight[None])
     model.head.bias.fill_(float(solution.bias))
-    model.log_alpha.copy_(solution.log_alpha)
-    model.threshold.copy_(solution.threshold)
+    solved = solution.scalars
+    for ours, theirs in zip(
+        (model.log_alpha, model.threshold, model.tie_u, model.side_bias),
+        (solved.log_alpha, solved.threshold, solved.tie_u, solved.side_bias),
+        strict=True,
+    ):
+        ours.copy_(theirs)
+    effects.raw.requires_grad_(effects.raw.numel() > 0)
 
 
-def _fit(
+@torch.no_grad()
+def _finish(
     model: RewardModel,
-    judgements: Sequence[Judgement],
+    read: Features,
+    votes: VoteData,
+    reference_answers: Sequence[PromptResponse],
     settings: RewardSettings,
-    shuffle: random.Random,
-    on_progress: Progress | None,
-) -> list[float]:
-    """Train in place; returns the loss of each step. Dropout stays off, as when the model scores."""
-    optimizer, peaks = _optimizer(model, settings)
-    batches = list(_batches(judgements, settings, shuffle))
-    losses = []
-    for step, batch in enumerate(batches):
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * _schedule(step, len(batches), settings.warmup_share)
-        loss = preference_loss(model, batch, settings, total=len(judgements))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm))
-        if not (math.isfinite(loss.item()) and math.isfinite(norm)):
-            raise TrainingError(f"reward model, step {step + 1}: loss {loss.item()}, gradient norm {norm}")
-        optimizer.step()
-        losses.append(loss.item())
-        if on_progress is not None:
-            on_progress("reward model", (step + 1) / len(batches))
-    return losses
+    seed: int,
+) -> list[AxisReport]:
+    """Fix the unit of scores, and fit all further heads on what the trunk says now of `votes`."""
+    ratings, pairs, labels = votes.ratings, votes.pairs, votes.labels
+    reference = features(model, reference_answers).double() if reference_answers else torch.cat(read)
+    _normalise(model, reference)
+    left, right = (model.score_features(part.to(model.head.weight)).cpu() for part in read[1:])
+    lefts, rights = torch.tensor([len(response) for _, response in answers_of([], pairs)]).view(2, -1)
+    model.length_slope.fill_(length_slope(ScoredPairs(left, right, lefts, rights, labels.outcomes)))
+    answers = reference_answers or answers_of(ratings, pairs)
+    model.log_length_mean.fill_(sum(math.log(len(response)) for _, response in answers) / len(answers))
+    with torch.enable_grad():
+        if settings.ensemble:
+            prepared, weight = prepare(read, settings.ridge), settings.thumbs_weight
+            fit_ensemble(model, prepared, ratings, pairs, labels, reference, thumbs_weight=weight, seed=seed)
+        return fit_axes(model, read, ratings, pairs, labels, reference, ridge=settings.ridge)
 
 
-def preference_loss(
-    model: RewardModel, judgements: Sequence[Judgement], settings: RewardSettings, *, total: int
-) -> Tensor:
-    """Loss of one batch, a scalar; `total` judgements share one prior of alpha. One forward pass over all
-    answers.
-    """
-    ratings = [each for each in judgements if isinstance(each, RatedResponse)]
-    pairs = [each for each in judgements if isinstance(each, PreferencePair)]
-    scores = model(AnswerBatch.of(answers_of(ratings, pairs), model.device))
-    rated, chosen, rejected = scores.split([len(ratings), len(pairs), len(pairs)])
-    up = is_up(ratings).to(model.device)
-    thumbs = thumb_losses(rated, up, model.log_alpha, model.threshold, settings.label_smoothing).sum()
-    choices = pair_losses(chosen, rejected, settings.label_smoothing).sum()
-    weight = len(pairs) + settings.thumbs_weight * len(ratings)
-    loss: Tensor = (choices + settings.thumbs_weight * thumbs) / weight + log_alpha_penalty(model.log_alpha) / total
-    if pairs:
-        loss = loss + settings.centering * centering_losses(chosen, rejected).mean()
-    return loss
+def _kept(votes: VoteData, settings: RewardSettings) -> VoteData:
+    """The judgements that are read once more after the fit: all where heads are fitted to them, else a sample."""
+    spoken = any(evidence(votes.ratings, votes.pairs, axis) >= LEAST_JUDGEMENTS for axis in AXES)
+    step = -(-len(votes) // MEASURED)
+    if settings.ensemble or spoken or step == 1:
+        return votes
+    thumbs, pairs = torch.arange(0, len(votes.ratings), step), torch.arange(0, len(votes.pairs), step)
+    return VoteData(votes.ratings[::step], votes.pairs[::step], votes.labels.at(thumbs, pairs))
 
 
-def _batches(
-    judgements: Sequence[Judgement], settings: RewardSettings, shuffle: random.Random
-) -> Iterator[Sequence[Judgement]]:
-    """The batches of all epochs, in order."""
-    for _ in range(settings.epochs):
-        epoch = [
-            batch
-            for window in _cut(shuffle.sample(judgements, len(judgements)), WINDOW_BATCHES * settings.batch_size)
-            for batch in _cut(sorted(window, key=_length), settings.batch_size)
-        ]
-        shuffle.shuffle(epoch)
-        yield from epoch
-
-
-def _cut(judgements: Sequence[Judgement], size: int) -> Iterator[Sequence[Judgement]]:
-    return (judgements[start : start + size] for start in range(0, len(judgements), size))
-
-
-def _length(judgement: Judgement) -> int:
-    if isinstance(judgement, RatedResponse):
-        response = len(judgement.token_ids)
-    else:
-        response = max(len(judgement.chosen_token_ids), len(judgement.rejected_token_ids))
-    return len(judgement.prompt_token_ids) + response
-
-
-def _optimizer(model: RewardModel, settings: RewardSettings) -> tuple[torch.optim.AdamW, tuple[float, float]]:
-    """AdamW over trunk and scalars, and the peak learning rate of each group."""
-    scalars = [*model.head.parameters(), model.log_alpha, model.threshold]
-    groups = [
-        {"params": list(model.trunk.parameters()), "weight_decay": settings.weight_decay},
-        {"params": scalars, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95)), (settings.learning_rate, settings.head_learning_rate)
-
-
-def _schedule(step: int, steps: int, warmup_share: float) -> float:
-    """Share of the peak learning rate: up over the warmup, then down to 0 in a line."""
-    warmup = max(1.0, warmup_share * steps)
-    return min((step + 1) / warmup, (steps - step) / max(1.0, steps - warmup + 1))
-
-
-def _normalise(model: RewardModel, answers: Sequence[PromptResponse]) -> None:
-    scores = score(model, answers).double()
+def _normalise(model: RewardModel, reference: Tensor) -> None:
+    scores = model.score_features(reference.to(model.head.weight)).double()
     std = float(scores.std(unbiased=False))
     if not (math.isfinite(std) and std > LEAST_SPREAD):
         raise TrainingError(f"the reward model scores {len(scores)} reference answers alike (standard deviation {std})")
     model.normalise(float(scores.mean()), std)
-
-
-def _check_something_to_learn(ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair]) -> None:
-    values = {each.value for each in ratings}
-    if not pairs and len(values) < 2:
-        said = f"all {len(ratings)} thumbs are {values.pop()}" if values else "there are no judgements"
-        raise TrainingError(f"a reward model needs good and bad answers to learn from, but {said}")

@@ -1,9 +1,10 @@
-"""The reward model: a scalar head on the trunk of a decoder.
+"""The reward model: linear heads on the trunk of a decoder, one for the overall score, one per axis, K for doubt.
 
-A trunk is the part of a `transformers` causal model below its LM head. Right padding only: attention is
-causal, so what stands to the right of a token cannot change it, and a row is read at its lengths, never by
-searching for a padding id.
+A trunk is the part of a `transformers` causal model below its LM head. Right padding only: attention is causal, so what
+stands to the right of a token cannot change it, and a row is read at its spans, never by searching for a padding id.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -11,55 +12,115 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
+from rlhf_core.axes import AXES
 from rlhf_core.baselines import Baselines
 
 PromptResponse = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of its response, end token included; neither is empty."""
+AnswerGroup = tuple[Sequence[int], Sequence[Sequence[int]]]
+"""Token ids of a prompt and of several responses to it."""
+
+PROMPT = 0
+"""Branch of the tokens that every response of a row may look at; responses are branches 1, 2, ..."""
+NO_TIES = -30.0
+"""Start of `tie_u`: softplus of it is 1e-13."""
 
 
 class AnswerBatch(NamedTuple):
-    """B prompts with their responses, T tokens at most, padded on the right."""
+    """B responses in R rows of T tokens, padded on the right."""
 
     input_ids: Tensor
-    """[B, T] long. What fills up a row is never read, so any id does."""
-    prompt_lengths: Tensor
-    """[B] long."""
-    lengths: Tensor
-    """[B] long, prompt and response together."""
+    """[R, T] long. What fills up a row is never read, so any id does."""
+    rows: Tensor
+    """[B] long: the row of each response."""
+    starts: Tensor
+    """[B] long: its first column ..."""
+    ends: Tensor
+    """[B] long: ... and the one after its last."""
+    position_ids: Tensor | None = None
+    """[R, T] long; None: columns."""
+    branches: Tensor | None = None
+    """[R, T] long: which response a token belongs to, or PROMPT. None: one response in each row."""
 
     @classmethod
-    def of(cls, answers: Sequence[PromptResponse], device: torch.device) -> "AnswerBatch":
-        """Raises ValueError for an empty prompt or response."""
-        if not all(prompt and response for prompt, response in answers):
+    def of(cls, answers: Sequence[PromptResponse], device: torch.device) -> AnswerBatch:
+        """A row per answer. Raises ValueError for an empty prompt or response."""
+        return cls.of_groups([(prompt, (response,)) for prompt, response in answers], device)
+
+    @classmethod
+    def of_groups(cls, groups: Sequence[AnswerGroup], device: torch.device) -> AnswerBatch:
+        """A row per prompt, which all its responses share: it is computed once. Responses come in order of groups."""
+        if not all(prompt and responses and all(responses) for prompt, responses in groups):
             raise ValueError("an empty prompt or response cannot be scored")
-        rows = [torch.tensor([*prompt, *response]) for prompt, response in answers]
-        return cls(
-            nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device),
-            torch.tensor([len(prompt) for prompt, _ in answers], device=device),
-            torch.tensor([len(row) for row in rows], device=device),
-        )
+        spans = [(row, *span) for row, group in enumerate(groups) for span in _spans(group)]
+        rows, starts, ends = torch.tensor(spans, device=device).view(-1, 3).unbind(1)
+        tokens = [[*prompt, *(token for each in responses for token in each)] for prompt, responses in groups]
+        batch = cls(_padded(tokens, device), rows, starts, ends)
+        if len(spans) == len(groups):
+            return batch
+        positions, branches = ([part[at] for part in map(_columns, groups)] for at in range(2))
+        return batch._replace(position_ids=_padded(positions, device), branches=_padded(branches, device))
+
+    def attention_mask(self) -> Tensor | None:
+        """Additive float32 mask [R, 1, T, T]: a response sees its prompt and itself. None: causality says it all."""
+        if self.branches is None:
+            return None
+        seen = (self.branches[:, None, :] == PROMPT) | (self.branches[:, None, :] == self.branches[:, :, None])
+        allowed = seen & torch.ones_like(seen[0]).tril()
+        blocked = torch.zeros(allowed.shape, device=allowed.device)
+        return blocked.masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] long, tokens of each response."""
+        return self.ends - self.starts
 
 
 class RewardModel(nn.Module):
-    """Scores a response to a prompt by a linear head on two readings of the trunk's last hidden state: its
-    mean over the response, and its value at the last token, which is the end token if there is one.
+    """Scores a response to a prompt by linear heads on two readings of the trunk's last hidden state: its mean over the
+    response, and its value at the last token, which is the end token if there is one.
 
-    A score is `gain * head + bias`; fitting sees gain 1 and bias 0, `normalise` sets them afterwards. The
-    slope and threshold of thumbs live here as well, in units of the score: P(up) = sigma(alpha * score -
-    threshold).
+    A score is `gain * head + bias`; fitting sees gain 1 and bias 0, `normalise` sets them afterwards. What turns scores
+    into probabilities of judgements lives here as well, in units of the score: P(up) = sigma(alpha s - threshold), and
+    Rao and Kupper's model of choices on (pair_scale / temperature) times the difference of two scores.
     """
 
     gain: Tensor
     bias: Tensor
+    pair_scale: Tensor
+    """Log odds of a choice per unit of score, as fitted."""
+    temperature: Tensor
+    """By how much held-out choices found the scores too sure; 1 until it was measured."""
+    length_slope: Tensor
+    """Points of score per unit of log length between answers to one prompt, and ..."""
+    log_length_mean: Tensor
+    """... the log length at which taking it off changes nothing."""
+    axis_weight: Tensor
+    """[A, W]: heads of AXES."""
+    axis_bias: Tensor
+    """[A]."""
+    axis_scale: Tensor
+    """[A]: log odds of `good` per unit of an axis score, and ..."""
+    axis_offset: Tensor
+    """[A]: ... at score 0."""
+    axis_learned: Tensor
+    """[A] bool; the heads of the other axes are zero and mean nothing."""
+    ensemble_weight: Tensor
+    """[K, W]: heads fitted to resampled raters, normalised like the score."""
+    ensemble_bias: Tensor
+    """[K]."""
     baselines: Baselines
     """Rules without a model, fitted on the same judgements: what this model must beat."""
     fit_settings: dict[str, float]
     """The settings of the fit, kept for the record."""
+    raters: dict[str, dict[str, float]]
+    """By pseudonym: how many judgements, how much they were believed, and how the rater differs. For the record."""
 
-    def __init__(self, trunk: PreTrainedModel, generator: torch.Generator | None = None) -> None:
-        """The head starts from N(0, 1 / (width + 1)), as in lm-human-preferences."""
+    def __init__(self, trunk: PreTrainedModel, generator: torch.Generator | None = None, *, ensemble: int = 0) -> None:
+        """The head starts from N(0, 1 / (width + 1)), as in lm-human-preferences. `ensemble` is K."""
         super().__init__()
         self.trunk = trunk
         # The text model's configuration may be nested.
@@ -69,44 +130,127 @@ class RewardModel(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         self.threshold = nn.Parameter(torch.zeros(()))
+        self.tie_u = nn.Parameter(torch.tensor(NO_TIES))
+        self.side_bias = nn.Parameter(torch.zeros(()))
         self.baselines = Baselines()
         self.fit_settings = {}
-        self.register_buffer("gain", torch.ones(()))
-        self.register_buffer("bias", torch.zeros(()))
+        self.raters = {}
+        for name, value in _NEUTRAL.items():
+            self.register_buffer(name, torch.tensor(value))
+        self.register_buffer("axis_weight", torch.zeros(len(AXES), width))
+        for name, value in (("axis_bias", 0.0), ("axis_scale", 1.0), ("axis_offset", 0.0)):
+            self.register_buffer(name, torch.full((len(AXES),), value))
+        self.register_buffer("axis_learned", torch.zeros(len(AXES), dtype=torch.bool))
+        self.register_buffer("ensemble_weight", torch.zeros(ensemble, width))
+        self.register_buffer("ensemble_bias", torch.zeros(ensemble))
 
     @property
     def device(self) -> torch.device:
         return self.head.weight.device
 
-    def features(self, batch: AnswerBatch) -> Tensor:
-        """What the head reads, [B, 2 D]: mean over the response, then last token, in float32.
+    @property
+    def learned_axes(self) -> tuple[str, ...]:
+        """The axes that there were enough judgements for, in the order of AXES."""
+        return tuple(axis for axis, learned in zip(AXES, self.axis_learned.tolist(), strict=True) if learned)
+
+    @property
+    def eta(self) -> Tensor:
+        """The tie parameter of Rao and Kupper, in log odds; 0 where no ties were seen."""
+        return functional.softplus(self.tie_u)
+
+    def hidden(self, batch: AnswerBatch) -> Tensor:
+        """The trunk's last hidden state [R, T, D]. This is what may run under autocast."""
+        placed = {} if batch.branches is None else {"position_ids": batch.position_ids}
+        mask = batch.attention_mask()
+        hidden: Tensor = self.trunk(
+            input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **placed
+        ).last_hidden_state
+        return hidden
+
+    def read(self, hidden: Tensor, batch: AnswerBatch) -> Tensor:
+        """What the heads read, [B, W] with W = 2 D: mean over the response, then last token, in float32.
 
         The last token alone tells less from few judgements: the mean keeps words that were said early.
         """
-        hidden: Tensor = self.trunk(input_ids=batch.input_ids, use_cache=False).last_hidden_state.float()
         position = torch.arange(hidden.shape[1], device=hidden.device)
-        said = (position >= batch.prompt_lengths[:, None]) & (position < batch.lengths[:, None])
-        counts = (batch.lengths - batch.prompt_lengths)[:, None]
-        mean = torch.where(said[:, :, None], hidden, torch.zeros_like(hidden)).sum(1) / counts
-        last = hidden[torch.arange(len(hidden), device=hidden.device), batch.lengths - 1]
+        said = (position >= batch.starts[:, None]) & (position < batch.ends[:, None])
+        shares = said.float() / batch.lengths[:, None]
+        states = hidden.float()[batch.rows]
+        with torch.autocast(hidden.device.type, enabled=False):
+            mean = torch.bmm(shares[:, None], states).squeeze(1)
+        last = states[torch.arange(len(states), device=hidden.device), batch.ends - 1]
         return torch.cat([mean, last], dim=1)
+
+    def features(self, batch: AnswerBatch) -> Tensor:
+        """`read` of `hidden`, [B, W]."""
+        return self.read(self.hidden(batch), batch)
 
     def forward(self, batch: AnswerBatch) -> Tensor:
         """Scores [B]."""
-        raw: Tensor = self.head(self.features(batch)).squeeze(-1)
+        return self.score_features(self.features(batch))
+
+    def score_features(self, features: Tensor) -> Tensor:
+        """Scores [B] of features [B, W]."""
+        raw: Tensor = self.head(features).squeeze(-1)
         return self.gain * raw + self.bias
 
     def approval(self, scores: Tensor) -> Tensor:
         """P(up) [B] of responses with these `scores` [B]."""
         return torch.sigmoid(self.log_alpha.exp() * scores - self.threshold)
 
+    def choice_logits(self, left_scores: Tensor, right_scores: Tensor) -> Tensor:
+        """Calibrated log odds [B] of choosing left over right, for somebody who does not look at sides."""
+        return self.pair_scale / self.temperature * (left_scores - right_scores)
+
+    def axis_probability(self, axis: str, scores: Tensor) -> Tensor:
+        """Calibrated P(good on `axis`) [B] of responses with these scores [B] on that axis."""
+        at = AXES.index(axis)
+        return torch.sigmoid(self.axis_scale[at] * scores + self.axis_offset[at])
+
     @torch.no_grad()
     def normalise(self, mean: float, std: float) -> None:
         """Change the unit so that scores with this `mean` and `std` get mean 0 and std 1.
 
-        alpha and threshold change along, so `approval` of a response stays what it was. `std` is above zero.
+        What turns scores into probabilities changes along, so `approval` of a response and the odds of a choice stay
+        what they were. `std` is above zero.
         """
         self.threshold.sub_(self.log_alpha.exp() * mean)
         self.log_alpha.add_(math.log(std))
+        self.pair_scale.mul_(std)
+        self.length_slope.div_(std)
         self.gain.div_(std)
         self.bias.sub_(mean).div_(std)
+
+
+_NEUTRAL = {
+    "gain": 1.0,
+    "bias": 0.0,
+    "pair_scale": 1.0,
+    "temperature": 1.0,
+    "length_slope": 0.0,
+    "log_length_mean": 0.0,
+}
+
+
+def _spans(group: AnswerGroup) -> list[tuple[int, int]]:
+    """First and one-past-last column of each response of a row."""
+    at = len(group[0])
+    spans = []
+    for response in group[1]:
+        spans.append((at, at + len(response)))
+        at += len(response)
+    return spans
+
+
+def _columns(group: AnswerGroup) -> tuple[list[int], list[int]]:
+    """Position and branch of every token of a row: each response goes on where the prompt ends."""
+    prompt, responses = group
+    positions, branches = list(range(len(prompt))), [PROMPT] * len(prompt)
+    for branch, response in enumerate(responses, start=1):
+        positions += range(len(prompt), len(prompt) + len(response))
+        branches += [branch] * len(response)
+    return positions, branches
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)

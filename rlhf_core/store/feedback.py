@@ -91,7 +91,7 @@ class FeedbackStore:
         comment: str = "",
         now: float,
     ) -> Recorded:
-        """Record a choice; the first reveals the sides. Ties, skips and changes after the reveal do not train.
+        """Record a choice; the first reveals the sides. Skips and changes after the reveal do not train.
 
         Raises NotFoundError for an unknown comparison, ConflictError while either answer is streaming.
         """

@@ -143,8 +143,7 @@ end
 local blind = redis.call('HSETNX', KEYS[2], 'revealed_at', ARGV[4]) == 1
   or (is_judgement(previous) and previous.value == event.value and previous.trains)
 local whole = left[1] == 'done' and right[1] == 'done' and left[3] == '1' and right[3] == '1'
-local decisive = event.value ~= 'tie' and event.value ~= 'skip'
-local trains = blind and whole and decisive
+local trains = blind and whole and event.value ~= 'skip'
 local full = extend(ARGV[2], previous, left[2], trains)
 append(KEYS[5], KEYS[6], KEYS[7], full, trains)
 return remember(KEYS[1], is_judgement(previous) and 0 or 1, 1, full)

@@ -88,10 +88,31 @@ def test_a_decisive_choice_becomes_a_pair(
     (pair,) = batch.pairs
     assert (pair.chosen_token_ids, pair.chosen_side) == (chosen, choice)
     assert {pair.chosen_token_ids, pair.rejected_token_ids} == {(8, 1), (9, 1)}
+    assert (pair.tie, pair.reasons, pair.created_at) == (False, (), 5.0)
     assert batch.ratings == ()
 
 
-def test_both_bad_is_a_thumb_down_for_each_answer(redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_reasons_travel_with_thumbs_and_choices(redis_client: redis.Redis, tmp_path: Path) -> None:
+    open_interactions(redis_client, interaction("a"))
+    open_comparison(redis_client)
+    feedback = FeedbackStore(redis_client)
+    feedback.rate("a", "ann", "down", reasons=("harmful",), now=5.0)
+    feedback.choose("cmp", "ann", "right", reasons=("helpful", "clear"), now=6.0)
+    batch = collected(redis_client, tmp_path)
+    assert [each.reasons for each in (*batch.ratings, *batch.pairs)] == [("harmful",), ("helpful", "clear")]
+
+
+def test_a_tie_is_a_pair_with_the_left_answer_first(redis_client: redis.Redis, tmp_path: Path) -> None:
+    open_comparison(redis_client)
+    FeedbackStore(redis_client).choose("cmp", "ann", "tie", now=5.0)
+    batch = collected(redis_client, tmp_path)
+    (pair,) = batch.pairs
+    assert (pair.tie, pair.chosen_side) == (True, "left")
+    assert (pair.chosen_token_ids, pair.rejected_token_ids) == ((8, 1), (9, 1))
+    assert batch.ratings == ()
+
+
+def test_both_bad_is_a_tie_and_a_thumb_down_for_each_answer(redis_client: redis.Redis, tmp_path: Path) -> None:
     open_comparison(redis_client)
     event = FeedbackStore(redis_client).choose("cmp", "ann", "both_bad", now=5.0).event
     batch = collected(redis_client, tmp_path)
@@ -99,15 +120,12 @@ def test_both_bad_is_a_thumb_down_for_each_answer(redis_client: redis.Redis, tmp
         ("cmp-left", "down", event.event_id),
         ("cmp-right", "down", event.event_id),
     ]
-    assert batch.pairs == ()
+    assert [(pair.tie, pair.event_id) for pair in batch.pairs] == [(True, event.event_id)]
 
 
-@pytest.mark.parametrize("choice", ["tie", "skip"])
-def test_ties_and_skips_are_covered_and_teach_nothing(
-    redis_client: redis.Redis, tmp_path: Path, choice: ChoiceValue
-) -> None:
+def test_a_skip_is_covered_and_teaches_nothing(redis_client: redis.Redis, tmp_path: Path) -> None:
     open_comparison(redis_client)
-    FeedbackStore(redis_client).choose("cmp", "ann", choice, now=5.0)
+    FeedbackStore(redis_client).choose("cmp", "ann", "skip", now=5.0)
     batch = collected(redis_client, tmp_path)
     assert (batch.events, batch.ratings, batch.pairs) == (1, (), ())
 

@@ -33,13 +33,14 @@ def test_what_was_withdrawn_or_changed_after_its_batch_is_dropped(redis_client: 
     assert [(each.interaction_id, each.value) for each in ratings] == [("a", "up"), ("c", "down")]
 
 
-def test_the_thumbs_of_a_both_bad_stand_as_long_as_the_choice(redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_the_tie_and_the_thumbs_of_a_both_bad_stand_as_long_as_the_choice(redis_client: redis.Redis, tmp_path: Path) -> None:
     open_comparison(redis_client)
     feedback = FeedbackStore(redis_client)
     feedback.choose("cmp", "ann", "both_bad", now=5.0)
     collect_now(redis_client, tmp_path)
     ratings, pairs = standing_judgements(feedback, tmp_path, feedback.batches())
-    assert ([each.interaction_id for each in ratings], pairs) == (["cmp-left", "cmp-right"], [])
+    assert [(each.interaction_id, each.value) for each in ratings] == [("cmp-left", "down"), ("cmp-right", "down")]
+    assert [each.tie for each in pairs] == [True]
     feedback.choose("cmp", "ann", "left", now=6.0)
     assert standing_judgements(feedback, tmp_path, feedback.batches()) == ([], [])
 

@@ -4,92 +4,37 @@ disk the same.
 
 import math
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_core.checkpoints import seal, verify
 from rlhf_core.errors import ModelError, TrainingError
+from rlhf_core.learning.hooks import Hooks
 from rlhf_core.learning.reward_model import (
     RewardSettings,
     TrainedReward,
     evaluate,
     load_reward,
     load_trunk,
-    preference_loss,
     save_reward,
     score,
     train_reward_model,
 )
 from rlhf_core.models.heads import AnswerBatch
-from rlhf_core.records import PreferencePair, RatedResponse
+from tests.rlhf_core.learning.simulated_people import (
+    WORTH,
+    drawn,
+    make_trunk,
+    simulated_pairs,
+    simulated_thumbs,
+    worth,
+)
 
-HEAD_ONLY = RewardSettings(epochs=0, ridge=0.3, label_smoothing=0.0)
-QUICK = RewardSettings(epochs=1, learning_rate=1e-3, head_learning_rate=1e-3, batch_size=32)
-WORTH = {10 + at: -1.5 + at * 3.0 / 7 for at in range(8)}
-"""A response of the simulated people is worth the sum of its tokens' worth, tokens 10 to 17."""
-
-
-def worth(token_ids: Sequence[int]) -> float:
-    return sum(WORTH.get(token, 0.0) for token in token_ids)
-
-
-def drawn(rng: random.Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A prompt of 2 to 4 tokens that do not matter, and a response of 3 that do, with the end token."""
-    prompt = tuple(rng.randrange(100, 200) for _ in range(rng.randint(2, 4)))
-    return prompt, (*rng.choices(sorted(WORTH), k=3), 1)
-
-
-def likely(logit: float, rng: random.Random) -> bool:
-    return rng.random() < 1 / (1 + math.exp(-logit))
-
-
-def simulated_pairs(count: int, seed: int) -> list[PreferencePair]:
-    """Choices of people who follow Bradley and Terry exactly."""
-    rng = random.Random(seed)
-    pairs = []
-    for at in range(count):
-        (prompt, left), (_, right) = drawn(rng), drawn(rng)
-        prefers_left = likely(worth(left) - worth(right), rng)
-        pairs.append(
-            PreferencePair(
-                event_id=f"p{at}",
-                rater="r",
-                comparison_id=f"c{at}",
-                policy_version=1,
-                prompt_token_ids=prompt,
-                chosen_token_ids=left if prefers_left else right,
-                rejected_token_ids=right if prefers_left else left,
-                chosen_side="left" if prefers_left else "right",
-                prompt_key=f"k{at}",
-            )
-        )
-    return pairs
-
-
-def simulated_thumbs(count: int, seed: int, *, slope: float = 2.0, threshold: float = 0.5) -> list[RatedResponse]:
-    rng = random.Random(seed)
-    thumbs = []
-    for at in range(count):
-        prompt, response = drawn(rng)
-        up = likely(slope * worth(response) - threshold, rng)
-        thumbs.append(
-            RatedResponse(
-                event_id=f"r{at}",
-                rater="r",
-                interaction_id=f"i{at}",
-                policy_version=1,
-                prompt_token_ids=prompt,
-                token_ids=response,
-                value="up" if up else "down",
-                prompt_key=f"k{at}",
-            )
-        )
-    return thumbs
+HEAD_ONLY = RewardSettings(epochs=0, ridge=0.3, ensemble=0)
+QUICK = RewardSettings(epochs=1, learning_rate=1e-3, head_learning_rate=1e-3, batch_size=32, ensemble=2)
 
 
 def correlation(trained: TrainedReward, seed: int, *, prompts: int = 300) -> float:
@@ -103,23 +48,7 @@ def correlation(trained: TrainedReward, seed: int, *, prompts: int = 300) -> flo
 
 @pytest.fixture(scope="module")
 def trunk_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random policy of one layer, whose states still tell the tokens apart."""
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    directory = tmp_path_factory.mktemp("policy")
-    model.save_pretrained(directory)
-    return directory
+    return make_trunk(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +135,7 @@ def test_padding_changes_no_score(quick: TrainedReward) -> None:
         batch = AnswerBatch.of(answers, cpu)
         together = quick.model(batch)
         alone = torch.cat([quick.model(AnswerBatch.of([each], cpu)) for each in answers])
-        padding = torch.arange(8)[None, :] >= batch.lengths[:, None]
+        padding = torch.arange(8)[None, :] >= batch.ends[:, None]
         padded_otherwise = quick.model(batch._replace(input_ids=batch.input_ids.masked_fill(padding, 7)))
     assert padding.any()
     assert torch.allclose(together, alone, atol=1e-5)
@@ -327,25 +256,11 @@ def test_the_number_of_steps_follows_from_epochs_and_batches_and_progress_is_tol
     # 20 thumbs in batches of 8 are 3 steps an epoch.
     settings = msgspec.structs.replace(QUICK, batch_size=8, epochs=4)
     told: list[tuple[str, float]] = []
-    trained = train_reward_model(
-        trunk_dir, simulated_thumbs(20, 1), [], settings, 0, lambda stage, share: told.append((stage, share))
-    )
+    hooks = Hooks(progress=lambda stage, share: told.append((stage, share)))
+    trained = train_reward_model(trunk_dir, simulated_thumbs(20, 1), [], settings, 0, hooks)
     assert trained.metrics["steps"] == 12
     assert told[-1] == ("reward model", 1.0)
     assert [share for _, share in told] == pytest.approx([(step + 1) / 12 for step in range(12)])
-
-
-def test_the_loss_of_a_batch_weighs_pairs_and_thumbs_by_their_number(quick: TrainedReward) -> None:
-    thumbs, pairs = simulated_thumbs(3, 5), simulated_pairs(2, 6)
-    settings = msgspec.structs.replace(QUICK, thumbs_weight=0.5, centering=0.0)
-    model = quick.model
-    with torch.no_grad():
-        prior = float(model.log_alpha) ** 2 / 2 / 100
-        whole = float(preference_loss(model, [*thumbs, *pairs], settings, total=100)) - prior
-        only_thumbs = float(preference_loss(model, thumbs, settings, total=100)) - prior
-        only_pairs = float(preference_loss(model, pairs, settings, total=100)) - prior
-    # 3 thumbs of weight 1/2 and 2 pairs of weight 1: (1.5 thumbs + 2 pairs) / 3.5
-    assert whole == pytest.approx((1.5 * only_thumbs + 2 * only_pairs) / 3.5, abs=1e-5)
 
 
 def test_an_evaluation_counts_what_it_says(quick: TrainedReward) -> None:

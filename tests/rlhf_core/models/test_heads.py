@@ -20,11 +20,50 @@ def test_the_head_starts_small_and_from_its_generator(tiny_policy: LoadedPolicy)
     assert one.head.bias.item() == 0.0
 
 
-def test_a_batch_holds_rows_padded_on_the_right_and_both_lengths() -> None:
+def test_a_batch_holds_rows_padded_on_the_right_and_where_each_response_is() -> None:
     batch = AnswerBatch.of([((5, 6), (7,)), ((8,), (9, 10, 11))], torch.device("cpu"))
     assert batch.input_ids.tolist() == [[5, 6, 7, 0], [8, 9, 10, 11]]
-    assert batch.prompt_lengths.tolist() == [2, 1]
-    assert batch.lengths.tolist() == [3, 4]
+    assert (batch.rows.tolist(), batch.starts.tolist(), batch.ends.tolist()) == ([0, 1], [2, 1], [3, 4])
+    assert batch.lengths.tolist() == [1, 3]
+    assert batch.attention_mask() is None
+
+
+def test_responses_that_share_a_prompt_continue_its_positions_and_do_not_see_each_other() -> None:
+    batch = AnswerBatch.of_groups([((5, 6), ((7,), (8, 9)))], torch.device("cpu"))
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9]]
+    assert (batch.rows.tolist(), batch.starts.tolist(), batch.ends.tolist()) == ([0, 0], [2, 3], [3, 5])
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3]]
+    mask = batch.attention_mask()
+    assert mask is not None
+    # Row by row: prompt, prompt, 7 sees the prompt and itself, 8 likewise and not 7, 9 also 8.
+    seen = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    assert (mask[0, 0] == 0).int().tolist() == seen
+
+
+def test_a_shared_prompt_reads_the_same_as_two_rows(tiny_policy: LoadedPolicy) -> None:
+    model = RewardModel(copy.deepcopy(tiny_policy.model.base_model))
+    cpu = torch.device("cpu")
+    groups = [((5, 6, 7), ((8, 9, 1), (10, 1))), ((11,), ((12, 13, 14, 1), (15,)))]
+    apart = [(prompt, response) for prompt, responses in groups for response in responses]
+    with torch.no_grad():
+        shared, alone = model.features(AnswerBatch.of_groups(groups, cpu)), model.features(AnswerBatch.of(apart, cpu))
+    assert torch.allclose(shared, alone, atol=1e-5)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-2)
+
+
+def test_changing_the_unit_changes_neither_odds_of_choices_nor_the_slope_of_length(tiny_policy: LoadedPolicy) -> None:
+    model = RewardModel(copy.deepcopy(tiny_policy.model.base_model))
+    left, right = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 1.0])
+    with torch.no_grad():
+        model.length_slope.fill_(0.8)
+        before = model.choice_logits(left, right)
+        model.normalise(mean=0.5, std=4.0)
+        after = model.choice_logits((left - 0.5) / 4.0, (right - 0.5) / 4.0)
+        assert torch.allclose(before, after)
+        assert float(model.length_slope) == pytest.approx(0.2)
+        model.temperature.fill_(2.0)
+        assert torch.allclose(model.choice_logits(left, right), 2.0 * (left - right))  # 4 points of odds, halved
 
 
 def test_approval_is_a_logistic_of_the_score(tiny_policy: LoadedPolicy) -> None:

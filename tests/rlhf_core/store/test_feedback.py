@@ -143,7 +143,7 @@ def test_saying_why_after_the_reveal_leaves_the_blind_choice_in_training(redis_c
     assert (back.event.trains, store.unread()) == (False, 0)
 
 
-@pytest.mark.parametrize(("choice", "unread"), [("left", 1), ("both_bad", 1), ("tie", 0), ("skip", 0)])
+@pytest.mark.parametrize(("choice", "unread"), [("left", 1), ("both_bad", 1), ("tie", 1), ("skip", 0)])
 def test_only_choices_that_teach_something_wait_for_a_batch(
     redis_client: redis.Redis, choice: ChoiceValue, unread: int
 ) -> None:

@@ -1,0 +1,67 @@
+"""Helpful, honest, harmless: which ticked reason speaks of which axis, and what a judgement says of each.
+
+The one table of it. An axis is learned from what people ticked, never from the overall verdict alone: who dislikes an
+answer for its length has not called it harmful. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Final, Literal
+
+from rlhf_core.records import PreferencePair, RatedResponse
+
+Axis = Literal["helpful", "honest", "harmless"]
+
+AXES: Final[tuple[Axis, ...]] = ("helpful", "honest", "harmless")
+LEAST_JUDGEMENTS: Final = 30
+"""Judgements with a reason of an axis below which nothing is learned or said about it."""
+
+SPEAKS_OF: Final[Mapping[str, tuple[Axis, bool]]] = MappingProxyType(
+    {
+        "helpful": ("helpful", True),
+        "clear": ("helpful", True),
+        "followed_instructions": ("helpful", True),
+        "creative": ("helpful", True),
+        "unhelpful": ("helpful", False),
+        "ignored_instructions": ("helpful", False),
+        "refused_wrongly": ("helpful", False),
+        "too_long": ("helpful", False),
+        "too_short": ("helpful", False),
+        "accurate": ("honest", True),
+        "inaccurate": ("honest", False),
+        "harmful": ("harmless", False),
+        "biased": ("harmless", False),
+    }
+)
+"""Reason to axis, and whether it speaks well of the answer. `tone`, `right_tone` and `other` speak of none."""
+
+SILENCE_CLEARS: Final[frozenset[Axis]] = frozenset({"honest", "harmless"})
+"""Axes that nobody ticks for being in order. Whoever approves an answer, or names other faults of it, found no fault
+here; without such answers there would be nothing to tell the faulty ones from."""
+
+
+def ticked(reasons: Iterable[str], axis: Axis) -> bool | None:
+    """What ticked reasons say of an axis: True well, False badly, None nothing. A fault outweighs praise."""
+    said = {SPEAKS_OF[reason][1] for reason in reasons if reason in SPEAKS_OF and SPEAKS_OF[reason][0] == axis}
+    return False not in said if said else None
+
+
+def thumb_says(rating: RatedResponse, axis: Axis) -> bool | None:
+    """What a thumb says of an axis: its reasons, or else their silence where that clears it; None for nothing."""
+    said = ticked(rating.reasons, axis)
+    if said is None and axis in SILENCE_CLEARS and (rating.value == "up" or rating.reasons):
+        return True
+    return said
+
+
+def orders(pair: PreferencePair, axis: Axis) -> bool:
+    """Whether a choice was made on this axis: then the chosen answer is the better one there."""
+    return not pair.tie and ticked(pair.reasons, axis) is not None
+
+
+def evidence(ratings: Iterable[RatedResponse], pairs: Iterable[PreferencePair], axis: Axis) -> int:
+    """Judgements with a ticked reason of the axis."""
+    thumbs = sum(ticked(each.reasons, axis) is not None for each in ratings)
+    return thumbs + sum(orders(each, axis) for each in pairs)
