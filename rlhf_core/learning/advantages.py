@@ -6,13 +6,15 @@ policy emitted one, and otherwise simply the last drawn. Ending is an action lik
 after it is 0.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlhf_core.learning.kl import estimate_kl
-from rlhf_core.learning.masked import masked_mean, masked_var
+from rlhf_core.learning.masked import masked_mean, masked_var, masked_whiten
+
+MissingEnd = Literal["subtract", "replace"]
 
 
 class Advantages(NamedTuple):
@@ -24,12 +26,22 @@ class Advantages(NamedTuple):
     """What the value head is fitted to: advantages + values."""
 
 
-def shape_scores(scores: Tensor, ended: Tensor, *, score_clip: float, missing_end_penalty: float) -> Tensor:
-    """`scores` [B] clipped to +-`score_clip`, less the penalty where `ended` [B] is False.
+def shape_scores(
+    scores: Tensor,
+    ended: Tensor,
+    *,
+    score_clip: float,
+    missing_end_penalty: float,
+    missing_end: MissingEnd = "subtract",
+) -> Tensor:
+    """`scores` [B] clipped to +-`score_clip`; where `ended` [B] is False less the penalty, or replaced by minus it.
 
-    The penalty comes after the clip, so that a response far below the clip still loses by not ending.
+    The penalty comes after the clip, so that a response far below the clip still loses by not ending. Replacing is
+    OpenAI's way: what a cut-off response says then counts for nothing.
     """
-    return scores.clamp(-score_clip, score_clip) - missing_end_penalty * (~ended).to(scores.dtype)
+    clipped = scores.clamp(-score_clip, score_clip)
+    unended = -missing_end_penalty + (clipped if missing_end == "subtract" else torch.zeros_like(clipped))
+    return torch.where(ended, clipped, unended)
 
 
 def token_rewards(
@@ -43,6 +55,14 @@ def token_rewards(
     rewards = torch.where(response_mask, penalty, torch.zeros_like(penalty))
     last = response_mask.sum(-1, keepdim=True) - 1
     return rewards.scatter_add(-1, last, scores.detach().to(rewards.dtype).unsqueeze(-1))
+
+
+def whiten_rewards(rewards: Tensor, response_mask: Tensor) -> Tensor:
+    """`rewards` [B, R] with unit variance and the mean that they had (shift_mean=False); zero outside the mask.
+
+    A shifted mean would pay for, or fine, mere length.
+    """
+    return masked_whiten(rewards, response_mask, shift_mean=False)
 
 
 def gae(rewards: Tensor, values: Tensor, response_mask: Tensor, *, gamma: float, gae_lambda: float) -> Advantages:

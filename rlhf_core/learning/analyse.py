@@ -8,6 +8,7 @@ which for a small model with a large vocabulary is most of the work.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,11 +42,14 @@ class TokenBatch(NamedTuple):
     def of(cls, pairs: Sequence[tuple[TokenIds, TokenIds]], device: torch.device | str = "cpu") -> TokenBatch:
         """Lay out pairs of prompt and response. Padding is token 0: it is told apart by length, never by its
         id."""
-        rows = [torch.tensor(prompt + response) for prompt, response in pairs]
-        lengths = torch.tensor([len(response) for _, response in pairs])
-        response_mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        response_lengths = torch.tensor([len(response) for _, response in pairs])
+        response_mask = torch.arange(int(response_lengths.max())) < response_lengths[:, None]
         prompt_lengths = torch.tensor([len(prompt) for prompt, _ in pairs])
-        input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = prompt_lengths + response_lengths
+        # One tensor of all tokens, and not one a row: rows are many and short.
+        input_ids = torch.zeros(len(pairs), int(lengths.max()), dtype=torch.long)
+        everything = itertools.chain.from_iterable(itertools.chain.from_iterable(pairs))
+        input_ids[torch.arange(input_ids.shape[1]) < lengths[:, None]] = torch.tensor(list(everything))
         return cls(input_ids.to(device), prompt_lengths.to(device), response_mask.to(device))
 
     def rows(self, index: Tensor) -> TokenBatch:
@@ -66,6 +70,27 @@ class Analysis(NamedTuple):
     """Zero without a value head."""
 
 
+class ResponseStates(NamedTuple):
+    """The N counted tokens of a batch, row by row."""
+
+    hidden: Tensor
+    """[N, D], of the position before each token: what predicts it."""
+    targets: Tensor
+    """[N] long, the tokens themselves."""
+    places: tuple[Tensor, Tensor]
+    """Row and column [N] of each in a [B, R] tensor."""
+
+
+def response_states(model: PreTrainedModel, batch: TokenBatch) -> ResponseStates:
+    """The trunk's last hidden states where a response token is predicted, in one forward pass."""
+    row, offset = batch.response_mask.nonzero(as_tuple=True)
+    column = batch.prompt_lengths[row] - 1 + offset
+    inputs = batch.input_ids[:, :-1]
+    states = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
+    hidden = states.flatten(0, 1).index_select(0, row * inputs.shape[1] + column)
+    return ResponseStates(hidden, batch.input_ids[row, column + 1], (row, offset))
+
+
 def analyse(
     model: PreTrainedModel,
     batch: TokenBatch,
@@ -73,24 +98,23 @@ def analyse(
     temperature: float,
     value_head: ValueHead | None = None,
     with_entropy: bool = False,
+    entropy_learns: bool = False,
 ) -> Analysis:
     """Logprobs, and on request entropy and values, of the responses of `batch` under `model`, in one forward
     pass.
 
     Only the positions that predict a response token reach the language-model head. The value at a token is
-    that of the state before it was drawn, so it is read from the same position as its logprob.
+    that of the state before it was drawn, so it is read from the same position as its logprob. The entropy carries a
+    gradient only if `entropy_learns`.
     """
-    row, offset = batch.response_mask.nonzero(as_tuple=True)
-    column = batch.prompt_lengths[row] - 1 + offset
-    inputs = batch.input_ids[:, :-1]
-    states = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
-    hidden = states.flatten(0, 1).index_select(0, row * inputs.shape[1] + column)
-    targets = batch.input_ids[row, column + 1]
+    hidden, targets, places = response_states(model, batch)
 
     def placed(flat: Tensor) -> Tensor:
-        return flat.new_zeros(batch.response_mask.shape).index_put((row, offset), flat)
+        return flat.new_zeros(batch.response_mask.shape).index_put(places, flat)
 
-    logprobs, entropy = head_logprobs(model.get_output_embeddings(), hidden, targets, temperature, with_entropy)
+    logprobs, entropy = head_logprobs(
+        model.get_output_embeddings(), hidden, targets, temperature, with_entropy, entropy_learns=entropy_learns
+    )
     values = torch.zeros_like(logprobs) if value_head is None else value_head(hidden)
     return Analysis(placed(logprobs), placed(entropy), placed(values))
 
@@ -102,18 +126,22 @@ def head_logprobs(
     temperature: float,
     with_entropy: bool,
     *,
+    entropy_learns: bool = False,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> tuple[Tensor, Tensor]:
     """Logprobs [N] of `targets` [N] and entropy [N] (zeros unless asked for) from `hidden` [N, D] through
     `head` to V logits.
 
-    About `logits_at_once` logits exist at a time, whatever N is. The entropy carries no gradient.
+    About `logits_at_once` logits exist at a time, whatever N is. The entropy carries a gradient only if
+    `entropy_learns`.
     """
 
     def read(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(states)
         logprobs = token_logprobs(logits, token_ids, temperature)
-        return logprobs, token_entropy(logits.detach(), temperature) if with_entropy else torch.zeros_like(logprobs)
+        if not with_entropy:
+            return logprobs, torch.zeros_like(logprobs)
+        return logprobs, token_entropy(logits if entropy_learns else logits.detach(), temperature)
 
     chunk = max(1, logits_at_once // next(head.parameters()).shape[0])
     if hidden.shape[0] <= chunk:

@@ -23,6 +23,8 @@ class PolicyLoss(NamedTuple):
     approx_kl_k2: Tensor
     clip_fraction: Tensor
     """Share of tokens whose probability ratio left the clip range, either side."""
+    clip_fraction_high: Tensor
+    clip_fraction_low: Tensor
     ratio_mean: Tensor
     ratio_max: Tensor
     ratio_gap: Tensor
@@ -56,29 +58,36 @@ def ppo_policy_loss(
     response_mask: Tensor,
     *,
     clip_range: float,
+    clip_range_high: float | None = None,
+    dual_clip: float | None = None,
     tokens: int | None = None,
     weights: Tensor | None = None,
 ) -> PolicyLoss:
     """Clipped surrogate (Schulman et al. 2017, equation 7), negated, over [B, R] tensors.
 
-    `old_logprobs` are those before the update; `weights` [B, R] correct for a sampler that differs slightly
-    from the trainer (1 when None); `tokens` defaults to the number of True entries of `response_mask`. Stats
-    carry no gradient.
+    `old_logprobs` are those before the update; `clip_range_high` is the range above 1 where it differs (clip-higher, Yu
+    et al. 2025); with `dual_clip` c, a token of negative advantage costs at most c times it (Ye et al. 2020); `weights`
+    [B, R] correct for a sampler that differs slightly from the trainer (1 when None); `tokens` defaults to the number
+    of True entries of `response_mask`. Stats carry no gradient.
     """
     log_ratio = torch.where(response_mask, logprobs - old_logprobs, torch.zeros_like(logprobs))
     ratio = log_ratio.exp()
-    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    losses = torch.maximum(-advantages * ratio, -advantages * clipped)
+    low, high = 1.0 - clip_range, 1.0 + (clip_range if clip_range_high is None else clip_range_high)
+    losses = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(low, high))
+    if dual_clip is not None:
+        losses = torch.where(advantages < 0, torch.minimum(losses, -advantages * dual_clip), losses)
     if weights is not None:
         losses = losses * weights
     drift, moved = log_ratio.detach(), ratio.detach()
-    outside = (moved - 1.0).abs() > clip_range
+    above, below = (moved > high).to(moved.dtype), (moved < low).to(moved.dtype)
     return PolicyLoss(
-        loss=_token_mean(losses, response_mask, tokens),
-        approx_kl=_token_mean(torch.expm1(drift) - drift, response_mask, tokens),
-        approx_kl_k2=_token_mean(drift.square() / 2, response_mask, tokens),
-        clip_fraction=_token_mean(outside.to(moved.dtype), response_mask, tokens),
-        ratio_mean=_token_mean(moved, response_mask, tokens),
+        loss=token_mean(losses, response_mask, tokens),
+        approx_kl=token_mean(torch.expm1(drift) - drift, response_mask, tokens),
+        approx_kl_k2=token_mean(drift.square() / 2, response_mask, tokens),
+        clip_fraction=token_mean(above + below, response_mask, tokens),
+        clip_fraction_high=token_mean(above, response_mask, tokens),
+        clip_fraction_low=token_mean(below, response_mask, tokens),
+        ratio_mean=token_mean(moved, response_mask, tokens),
         ratio_max=torch.where(response_mask, moved, torch.zeros_like(moved)).max(),
         ratio_gap=torch.where(response_mask, (moved - 1.0).abs(), torch.zeros_like(moved)).max(),
     )
@@ -105,8 +114,8 @@ def ppo_value_loss(
     clipped = (near - returns).square()
     decided = (clipped > plain).detach().to(values.dtype)
     return ValueLoss(
-        loss=0.5 * _token_mean(torch.maximum(plain, clipped), response_mask, tokens),
-        clip_fraction=_token_mean(decided, response_mask, tokens),
+        loss=0.5 * token_mean(torch.maximum(plain, clipped), response_mask, tokens),
+        clip_fraction=token_mean(decided, response_mask, tokens),
     )
 
 
@@ -117,7 +126,7 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return wide if temperature == 1.0 else wide / temperature
 
 
-def _token_mean(values: Tensor, response_mask: Tensor, tokens: int | None) -> Tensor:
+def token_mean(values: Tensor, response_mask: Tensor, tokens: int | None = None) -> Tensor:
     """Sum over True entries divided by `tokens`; entries outside the mask may be anything, NaN included."""
     total = torch.where(response_mask, values, torch.zeros_like(values)).sum()
     return total / (int(response_mask.sum()) if tokens is None else tokens)

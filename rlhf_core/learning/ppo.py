@@ -1,39 +1,43 @@
 """PPO on a language model: sample, score, measure, improve, and again. `train_ppo` is the whole algorithm.
 
-Contract: the policy's weights are trained in place, and the engine that samples holds that same model, so
-nothing is copied; the reference is never touched. Policy and value head share one trunk and one forward pass.
-There is no dropout anywhere, so the first minibatch after sampling has ratios of exactly 1. Knows nothing of
-checkpoints, feedback or the gate. Sources: Schulman et al. 2017 (PPO), Ziegler et al. 2019 (KL in the
-reward), Huang et al. 2024 (the N details).
+Contract: the policy's weights are trained in place, and the engine that samples computes with those same weights; the
+reference is never touched. Policy and value head share one trunk and one forward pass. There is no dropout anywhere,
+so the first minibatch after sampling has ratios of exactly 1. All that is random follows from the seed and the number
+of the update, so a run that is resumed, or split among processes, goes the same way. Knows nothing of checkpoints,
+feedback or the gate. Sources: Schulman et al. 2017 (PPO), Ziegler et al. 2019 (KL in the reward), Huang et al. 2024
+(the N details).
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
-from torch import Tensor
+from transformers import PreTrainedModel
 
 from rlhf_core.engine.engine import Engine
 from rlhf_core.errors import TrainingError
 from rlhf_core.learning.analyse import TokenIds, require_plain_head
+from rlhf_core.learning.axis_floor import next_multiplier
+from rlhf_core.learning.devices import Devices
+from rlhf_core.learning.hooks import Hooks
 from rlhf_core.learning.kl import adapt_kl_coef
-from rlhf_core.learning.ppo_metrics import Metrics, rollout_metrics, update_metrics
+from rlhf_core.learning.ppo_invariants import require_start_at_reference
+from rlhf_core.learning.ppo_metrics import Metrics, no_update, peak_memory, rollout_metrics
+from rlhf_core.learning.ppo_scores import AxisScores, ScoreFunction, Scorers, score_responses
 from rlhf_core.learning.ppo_settings import PPOSettings
-from rlhf_core.learning.ppo_update import Learner
-from rlhf_core.learning.rollouts import Generator, SampledResponse, measure, sample
+from rlhf_core.learning.ppo_stop import check_stops, say_stop
+from rlhf_core.learning.ppo_update import Demonstration, Learner
+from rlhf_core.learning.rollouts import Generator, Rollouts, SampledResponse, measure, request_seed, sample
+from rlhf_core.learning.training_state import TrainingState, capture, restore
 from rlhf_core.models.load import LoadedPolicy
+from rlhf_core.models.trainable import Trainable
 from rlhf_core.models.value import ValueHead
 from rlhf_core.records import Sampling
 
-__all__ = ["Metrics", "PPOResult", "PPOSettings", "ScoreFunction", "train_ppo"]
-
-ScoreFunction = Callable[[Sequence[TokenIds], Sequence[TokenIds]], Tensor]
-"""Prompts and responses to one normalised score each, [B]."""
-Progress = Callable[[str, float], None]
-"""Told what is being done (`rollouts 3/8`) and the share of the cycle that is behind."""
+__all__ = ["AxisScores", "Metrics", "PPOResult", "PPOSettings", "ScoreFunction", "train_ppo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,72 +45,118 @@ class PPOResult:
     """What a cycle leaves behind besides the trained policy itself."""
 
     metrics: list[Metrics]
-    """One per update, with the names of `ppo_metrics.METRICS`; fewer than `updates` when the KL budget ended
-    the cycle."""
+    """One per update of this run, with the names of `ppo_metrics.METRICS`."""
     value_head: ValueHead
+    stopped: str = ""
+    """Which stop conditions ended the cycle early, with their numbers. Empty: none did."""
+
+
+@dataclass(slots=True)
+class _Cycle:
+    """What one update hands to the next besides weights and moments; plain numbers, kept in the training state."""
+
+    kl_coef: float
+    multiplier: float = 0.0
+    episodes: int = 0
+    tokens: int = 0
+    start: Metrics = field(default_factory=dict)
+    """The first update's metrics: what the stop conditions compare with."""
+    best_judge: float = float("-inf")
 
 
 def train_ppo(
-    policy: LoadedPolicy,
-    reference: LoadedPolicy,
+    trainee: Trainable,
     score_fn: ScoreFunction,
     prompts: Sequence[TokenIds],
     settings: PPOSettings,
     seed: int,
-    on_progress: Progress,
     *,
+    hooks: Hooks | None = None,
+    devices: Devices | None = None,
     value_head: ValueHead | None = None,
     engine: Generator | None = None,
+    axis_scores: AxisScores | None = None,
+    judge: ScoreFunction | None = None,
+    served: PreTrainedModel | None = None,
+    demonstrations: Sequence[Demonstration] = (),
 ) -> PPOResult:
-    """Train `policy.model` in place for one cycle of `settings.updates` updates.
+    """Train `trainee` (models/trainable.py) in place for one cycle of `settings.updates` updates.
 
     `prompts` are token ids up to where the response begins; each update takes the next `settings.rollouts` of
     them, shuffled anew whenever they run out. `value_head` continues an earlier one (None starts at zero).
-    `engine` must sample from `policy.model` itself (None makes one). The same arguments give the same weights
-    and metrics, times aside. Raises TrainingError when there is nothing to train on, or a score, loss or
-    gradient is not finite; ModelError for a model whose logits are changed after its head.
+    `engine` must sample from `trainee.policy` itself (None makes one). `axis_scores` is needed for weights or a floor
+    on axes; `judge` scores beside, is not climbed, and may stop the cycle; `served` is the policy to report a KL to;
+    `demonstrations` are mixed in by `demonstration_coef`. The same arguments give the same weights and metrics, times
+    and memory aside, on however many processes (to rounding), and after a resume. Raises TrainingError when there is
+    nothing to train on, a score, loss or gradient is not finite, or an invariant of PPO is broken; ModelError for a
+    model whose logits are changed after its head.
     """
-    _check(policy, reference, prompts)
-    head = value_head or ValueHead(policy.model.config.hidden_size).to(policy.model.device)
-    learner = Learner(policy.model, head, settings, random.Random(seed))
-    generator = engine or _engine(policy, prompts, settings, seed)
-    queue = _endless(prompts, random.Random(seed + 1))
-    kl_coef, history = settings.kl_coef, list[Metrics]()
-    for update in range(settings.updates):
+    _check(trainee, prompts, settings, axis_scores, demonstrations)
+    hooks = hooks or Hooks()
+    head = value_head or ValueHead.of(trainee.model)
+    learner = Learner(trainee, head, settings, seed, devices, demonstrations)
+    generator = engine or _engine(trainee.policy, prompts, settings, seed)
+    scorers = Scorers(score_fn, axis_scores, judge)
+    cycle = _resume(hooks.resume, learner) if hooks.resume else _Cycle(settings.kl_coef)
+    history, stopped = list[Metrics](), ""
+    for update in range(hooks.resume.step if hooks.resume else 0, settings.updates):
         laps = _Laps()
-        on_progress(f"rollouts {update + 1}/{settings.updates}", update / settings.updates)
-        responses = sample(generator, [next(queue) for _ in range(settings.rollouts)], _sampling(settings))
-        laps.end("sample")
-        scores = _scores(score_fn, responses).to(policy.model.device)
+        hooks.progress(f"rollouts {update + 1}/{settings.updates}", update / settings.updates)
+        trainee.refresh()
+        responses = _sample(generator, prompts, settings, seed, update, devices)
+        laps.end("rollout")
+        scored = score_responses(responses, scorers, settings, cycle.multiplier, devices)
         laps.end("score")
-        rollouts = measure(responses, scores, policy.model, reference.model, head, settings, kl_coef)
-        metrics = {"update": update + 1.0} | rollout_metrics(rollouts, settings, kl_coef)
+        rollouts = measure(
+            scored.responses, scored.scores, trainee, head, settings, cycle.kl_coef, served=served, devices=devices
+        )
+        if update == 0 and trainee.starts_as_reference:
+            compute = devices.compute if devices else "float32"
+            require_start_at_reference(rollouts.logprobs, rollouts.ref_logprobs, compute)
+        metrics = rollout_metrics(rollouts, settings, cycle.kl_coef) | scored.metrics
         laps.end("measure")
-        on_progress(f"update {update + 1}/{settings.updates}", (update + 0.5) / settings.updates)
-        stopped = metrics["objective/kl_seq"] > settings.kl_budget
-        learned = update_metrics(()) if stopped else learner.improve(rollouts, update)
+        cycle.start = cycle.start or dict(metrics)
+        metrics |= check_stops(metrics, cycle.start, cycle.best_judge, settings)
+        stopped = say_stop(metrics, settings)
+        hooks.progress(f"update {update + 1}/{settings.updates}", (update + 0.5) / settings.updates)
+        metrics |= no_update() if stopped else learner.improve(rollouts, update)
         laps.end("improve")
-        history.append(metrics | learned | laps.seconds | {"stopped": float(stopped)})
+        _advance(cycle, rollouts, metrics, settings)
+        metrics |= laps.seconds | _totals(cycle, laps, metrics["rollout/tokens"], settings.rollouts)
+        metrics |= {"mem/peak": peak_memory(trainee.model.device), "stopped": float(bool(stopped))}
+        history.append({"step": update + 1.0} | metrics)
+        hooks.log(history[-1])
         if stopped:
             break
-        kl_coef = _next_kl_coef(kl_coef, metrics["objective/kl_seq"], settings)
-    on_progress("done", 1.0)
-    return PPOResult(history, head)
+        if hooks.keeps(update + 1) and hooks.keep:
+            hooks.keep(_capture(update + 1, learner, cycle))
+    trainee.refresh()
+    hooks.progress("done", 1.0)
+    return PPOResult(history, head, stopped)
 
 
-def _check(policy: LoadedPolicy, reference: LoadedPolicy, prompts: Sequence[TokenIds]) -> None:
+def _check(
+    trainee: Trainable,
+    prompts: Sequence[TokenIds],
+    settings: PPOSettings,
+    axis_scores: AxisScores | None,
+    demonstrations: Sequence[Demonstration],
+) -> None:
     """Refuse what cannot train, and make sure that nothing but PPO changes the logprobs."""
     if not prompts or not all(prompts):
         raise TrainingError(f"PPO needs prompts of at least one token, not {len(prompts)} with some empty")
-    if policy.model is reference.model:
-        raise TrainingError("the policy is trained in place, so the reference must be another copy of the model")
-    require_plain_head(policy.model)
-    policy.model.eval()
-    policy.model.requires_grad_(True)
+    if (settings.axis_weights or settings.floor_axis) and axis_scores is None:
+        named = settings.floor_axis or next(iter(settings.axis_weights))
+        raise TrainingError(f"PPO is to weigh the axis {named!r}, but there is nothing that scores axes")
+    if bool(settings.demonstration_coef) != bool(demonstrations):
+        given = f"{len(demonstrations)} demonstrations and a demonstration_coef of {settings.demonstration_coef:g}"
+        raise TrainingError(f"PPO mixes in demonstrations when it has both them and a weight for them, not {given}")
+    require_plain_head(trainee.model)
+    trainee.model.eval()
 
 
 def _engine(policy: LoadedPolicy, prompts: Sequence[TokenIds], settings: PPOSettings, seed: int) -> Engine:
-    """An engine over the trained model itself, with slots no longer than the longest rollout can be."""
+    """An engine over the trained weights themselves, with slots no longer than the longest rollout can be."""
     longest = max(len(prompt) for prompt in prompts) + settings.max_new_tokens
     slots = min(settings.sampler_slots, settings.rollouts)
     return Engine(
@@ -118,32 +168,73 @@ def _engine(policy: LoadedPolicy, prompts: Sequence[TokenIds], settings: PPOSett
     )
 
 
-def _sampling(settings: PPOSettings) -> Sampling:
-    return Sampling(temperature=settings.temperature, max_tokens=settings.max_new_tokens)
-
-
-def _endless(prompts: Sequence[TokenIds], shuffler: random.Random) -> Iterator[TokenIds]:
-    """Every prompt once in random order, then all again in another."""
-    while True:
-        yield from shuffler.sample(prompts, len(prompts))
-
-
-def _scores(score_fn: ScoreFunction, responses: Sequence[SampledResponse]) -> Tensor:
-    """One finite float32 score per response [B]."""
-    scores = score_fn([one.prompt for one in responses], [one.token_ids for one in responses]).detach().float()
-    if scores.shape != (len(responses),):
-        raise TrainingError(f"{len(responses)} responses got scores of shape {tuple(scores.shape)}")
-    if not bool(scores.isfinite().all()):
-        raise TrainingError(f"{int((~scores.isfinite()).sum())} of {len(responses)} scores are not finite")
-    return scores
-
-
-def _next_kl_coef(kl_coef: float, ref_kl: float, settings: PPOSettings) -> float:
-    if settings.kl_target is None:
-        return kl_coef
-    return adapt_kl_coef(
-        kl_coef, ref_kl, target=settings.kl_target, episodes=settings.rollouts, horizon=settings.kl_horizon
+def _sample(
+    generator: Generator,
+    prompts: Sequence[TokenIds],
+    settings: PPOSettings,
+    seed: int,
+    update: int,
+    devices: Devices | None,
+) -> list[SampledResponse]:
+    """This process's share of the update's responses."""
+    indices = list(range(settings.rollouts))
+    mine = devices.share(indices) if devices else indices
+    return sample(
+        generator,
+        _drawn(prompts, [update * settings.rollouts + index for index in mine], seed),
+        Sampling(temperature=settings.temperature, max_tokens=settings.max_new_tokens),
+        seeds=[request_seed(seed, update, index) for index in mine],
     )
+
+
+def _drawn(prompts: Sequence[TokenIds], positions: Sequence[int], seed: int) -> list[TokenIds]:
+    """What stands at `positions` of an endless list: every prompt once in random order, then all again in another."""
+    count = len(prompts)
+    turns = {position // count for position in positions}
+    orders = {turn: random.Random(f"{seed}/prompts/{turn}").sample(range(count), count) for turn in turns}
+    return [prompts[orders[position // count][position % count]] for position in positions]
+
+
+def _advance(cycle: _Cycle, rollouts: Rollouts, metrics: Mapping[str, float], settings: PPOSettings) -> None:
+    """What the next update starts from, after what this one measured."""
+    cycle.episodes += settings.rollouts
+    cycle.tokens += rollouts.tokens(range(settings.rollouts))
+    cycle.best_judge = max(cycle.best_judge, metrics.get("objective/judge_score", cycle.best_judge))
+    if settings.kl_target is not None:
+        cycle.kl_coef = adapt_kl_coef(
+            cycle.kl_coef,
+            metrics["objective/kl_seq"],
+            target=settings.kl_target,
+            episodes=settings.rollouts,
+            horizon=settings.kl_horizon,
+        )
+    if settings.floor_axis is not None:
+        mean = metrics[f"axis/{settings.floor_axis}"]
+        cycle.multiplier = next_multiplier(cycle.multiplier, mean, settings.floor, settings.floor_rate)
+
+
+def _totals(cycle: _Cycle, laps: _Laps, tokens: float, episodes: int) -> Metrics:
+    return {
+        "episodes": float(cycle.episodes),
+        "tokens": float(cycle.tokens),
+        "episodes_per_s": episodes / sum(laps.seconds.values()),
+        "rollout/tokens_per_s": tokens / laps.seconds["time/rollout"],
+    }
+
+
+def _capture(step: int, learner: Learner, cycle: _Cycle) -> TrainingState:
+    modules = {"policy": learner.trainee.model, "value": learner.value_head}
+    numbers = asdict(cycle) | {"best_judge": None if cycle.best_judge == float("-inf") else cycle.best_judge}
+    return capture(step, modules, learner.optimizer, numbers={"cycle": numbers})
+
+
+def _resume(state: TrainingState, learner: Learner) -> _Cycle:
+    modules = {"policy": learner.trainee.model, "value": learner.value_head}
+    restore(state, modules, learner.optimizer)
+    numbers = dict(state.numbers["cycle"])
+    if numbers["best_judge"] is None:
+        numbers["best_judge"] = float("-inf")
+    return _Cycle(**numbers)
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -48,8 +48,27 @@ class PPOSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Responses over which the adaptive `kl_coef` may move by its largest relative step."""
     kl_budget: Positive = 10.0
     """The cycle stops as soon as sampled responses are this far from the reference, nats per response."""
+    least_entropy: Fraction = 0.3
+    """The cycle stops when the entropy per token is below this share of the first update's. 0: never."""
+    least_end_rate: Fraction = 0.8
+    """The cycle stops when fewer responses end. Of a policy that ends less often at first, this share of its own rate.
+    0: never."""
+    shortest: NonNegative = 0.5
+    """The cycle stops when responses are shorter than this many times the reference's, on average. 0: never."""
+    longest: Positive = 2.0
+    """The same for longer ones. A huge number: never."""
+    reference_length: Positive | None = None
+    """Mean tokens of the reference's responses. None: those of the first update."""
+    judge_drop: NonNegative = 0.25
+    """With a judge, the cycle stops when its mean score is this far below its best while the score has risen."""
     clip_range: Positive = 0.2
     """Probability ratios beyond 1 +- this earn nothing more."""
+    clip_range_high: Positive | None = None
+    """Another range above 1, for rare good tokens to rise faster (clip-higher; .28 is usual). None: clip_range."""
+    dual_clip: Annotated[float, Meta(gt=1.0)] | None = None
+    """A bad token costs at most this many times its advantage, however much likelier it became. 3 is usual."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of an entropy bonus, which keeps responses diverse."""
     value_clip_range: Positive = 0.2
     """The same for values, in units of the normalised score."""
     importance_cap: Positive = 2.0
@@ -64,8 +83,26 @@ class PPOSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Longest response; one that reaches it without an end token did not end."""
     missing_end_penalty: NonNegative = 1.0
     """Taken off the score of a response that did not end."""
+    missing_end: Literal["subtract", "replace"] = "subtract"
+    """replace: a response that did not end scores minus the penalty, whatever it says."""
     score_clip: Positive = 5.0
     """Scores are clipped to +- this, in standard deviations of the reward model's reference samples."""
+    whiten_rewards: bool = False
+    """Scale the rewards of an update to unit variance, their mean kept. The KL penalty is scaled along."""
+    whiten_floor: NonNegative = 1e-3
+    """Advantages that differ less than this (standard deviation, in units of the score) are not blown up to differ by
+    1."""
+    axis_weights: dict[str, float] = {}
+    """Scores of single axes that are added to the score, by name."""
+    floor_axis: str | None = None
+    """An axis whose mean score is held above `floor` by a Lagrange multiplier."""
+    floor: float = 0.0
+    """In units of that axis: 0 is the mean of the supervised policy's answers."""
+    floor_rate: Positive = 0.1
+    """What the multiplier gains per update and unit of violation. Higher reacts faster and swings more."""
+    demonstration_coef: NonNegative = 0.0
+    """Weight of the loss on demonstrations in each optimizer step (InstructGPT's ptx), per token. .05 to .1 is
+    usual."""
     temperature: Positive = 1.0
     """Of sampling, and so of every logprob. Sampling is never truncated (top_p, top_k): ratios would then be
     wrong."""

@@ -21,14 +21,14 @@ from torch.nn.functional import embedding, rms_norm
 
 from rlhf_core.models.attention import SlotAttention
 from rlhf_core.models.lora import Adapter
-from rlhf_core.models.projection import FrozenPart, LivePart, Projection
+from rlhf_core.models.projection import CastPart, FrozenPart, LivePart, Projection
 
 FUSED: Final = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM"}
 )
 QKV: Final = ("q_proj", "k_proj", "v_proj")
 GATE_UP: Final = ("gate_proj", "up_proj")
-Part = Callable[[Sequence[torch.nn.Module]], FrozenPart | LivePart]
+Part = Callable[[Sequence[torch.nn.Module]], FrozenPart | LivePart | CastPart]
 
 
 class RMSNorm:
@@ -48,7 +48,9 @@ class RMSNorm:
         """[..., D] -> [..., D]."""
         weight: Tensor = self._module.weight
         if x.dtype != torch.float32:
-            return rms_norm(x, weight.shape, weight, self._module.variance_epsilon)
+            if x.dtype == weight.dtype:
+                return rms_norm(x, weight.shape, weight, self._module.variance_epsilon)
+            x = x.float()
         length = vector_norm(x, dim=-1, keepdim=True).hypot_(self._floor)
         return (x / length.mul_(self._size**-0.5)).mul_(weight)
 
@@ -72,9 +74,12 @@ class Layer:
 
 class FusedForward:
     """Logits of a step's tokens. `frozen` says that the weights will not change, so they may be joined, and packed
-    too: `pack` takes that much memory again."""
+    too: `pack` takes that much memory again. With `compute` the projections are copies in that type, as of the last
+    `refresh`, and the sums between them stay in the model's own: what autocast computes."""
 
-    def __init__(self, model: Any, *, max_context: int, frozen: bool, pack: bool = False) -> None:
+    def __init__(
+        self, model: Any, *, max_context: int, frozen: bool, pack: bool = False, compute: torch.dtype | None = None
+    ) -> None:
         config = model.config
         attention = model.model.layers[0].self_attn
         self._heads: int = config.num_attention_heads
@@ -84,6 +89,8 @@ class FusedForward:
         self._embedding: Tensor = model.model.embed_tokens.weight
         self._final_norm = RMSNorm(model.model.norm)
         part: Part = partial(FrozenPart, pack=pack) if frozen else LivePart
+        if compute is not None:
+            part = partial(CastPart, dtype=compute)
         layers = enumerate(model.model.layers)
         self._layers = [_layer(block, f"model.layers.{index}.", part) for index, block in layers]
         self._head = _projection(model, "", ("lm_head",), part)
@@ -104,6 +111,13 @@ class FusedForward:
             for layer in self._layers
         ]
         return twin
+
+    def refresh(self) -> None:
+        """Copy again what was copied from weights that have changed since."""
+        for layer in self._layers:
+            for projection in (layer.qkv, layer.output, layer.gate_up, layer.down):
+                projection.refresh()
+        self._head.refresh()
 
     def __call__(self, token_ids: Tensor, positions: Tensor, kept: Tensor | None, slots: SlotAttention) -> Tensor:
         """token_ids and positions [N] -> logits [K, V] of the rows `kept` [K], of all N for None."""
@@ -126,7 +140,7 @@ class FusedForward:
         if layer.rotary:
             # rotate_half(x) * sin, with the sign moved into the table.
             rotated = torch.addcmul(rotated * cos, rotated.roll(self._size // 2, -1), sin)
-        turned = rotated.transpose(0, 1).unsqueeze(0)
+        turned = rotated.to(value.dtype).transpose(0, 1).unsqueeze(0)
         query, key = turned[:, :heads], turned[:, heads:]
         attended = slots.attend(
             index, query, key, value.transpose(0, 1).unsqueeze(0), self._scaling, window=layer.window

@@ -225,7 +225,7 @@ def fetch_model(name: str, destination: Path) -> None:
     to chat_template.jinja, where checkpoints are checked for it. Raises ModelError when there is no such
     model.
     """
-    source = _locate(name)
+    source = locate_model(name)
     destination.mkdir(parents=True, exist_ok=True)
     for pattern in MODEL_FILES:
         for path in sorted(source.glob(pattern)):
@@ -235,7 +235,8 @@ def fetch_model(name: str, destination: Path) -> None:
     _write_template(destination)
 
 
-def _locate(name: str) -> Path:
+def locate_model(name: str) -> Path:
+    """The directory of a model: `desk` (bundled), a local one, or a hub id, fetched if need be. Raises ModelError."""
     if name == "desk":
         if not DESK_CHECKPOINT.is_dir():
             raise ModelError("the bundled desk model is missing: `make desk` builds it")

@@ -72,6 +72,36 @@ class FrozenPart:
         return product
 
 
+class CastPart:
+    """The modules' weights joined, in another type and as they were at the last refresh: what autocast multiplies."""
+
+    def __init__(self, modules: Sequence[nn.Module], *, dtype: torch.dtype) -> None:
+        self._modules: list[Any] = list(modules)
+        weights = [module.weight for module in self._modules]
+        # Weights of that type already are frozen ones, kept in it on purpose: no copy of them is needed.
+        self._shared = all(weight.dtype == dtype for weight in weights)
+        if self._shared:
+            self._weight = weights[0] if len(weights) == 1 else _join(self._modules)
+        else:
+            rows = sum(weight.shape[0] for weight in weights)
+            self._weight = torch.empty(rows, weights[0].shape[1], dtype=dtype, device=weights[0].device)
+        self._bias: Tensor | None = None
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        if not self._shared:
+            rows = [module.weight.shape[0] for module in self._modules]
+            for module, part in zip(self._modules, self._weight.split(rows), strict=True):
+                part.copy_(module.weight)
+        biases = [module.bias for module in self._modules]
+        self._bias = None if biases[0] is None else torch.cat([bias.to(self._weight.dtype) for bias in biases])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, in] -> [N, sum of out], in the other type."""
+        return linear(x.to(self._weight.dtype), self._weight, self._bias)
+
+
 def _join(modules: Sequence[Any]) -> Tensor:
     """One weight for all, in whose memory theirs lie from now on."""
     weight = torch.cat([module.weight.detach() for module in modules])
@@ -106,7 +136,10 @@ class Projection:
     """One product for modules that share their input, and an adapter's term where there is one."""
 
     def __init__(
-        self, part: LivePart | FrozenPart, modules: Sequence[tuple[str, int]], term: LowRank | None = None
+        self,
+        part: LivePart | FrozenPart | CastPart,
+        modules: Sequence[tuple[str, int]],
+        term: LowRank | None = None,
     ) -> None:
         self._part = part
         self._modules = modules
@@ -116,7 +149,12 @@ class Projection:
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] -> [N, out]."""
         y = self._part(x)
-        return y if self._term is None else y.addmm_(x @ self._term.down, self._term.up)
+        return y if self._term is None else y.addmm_(x.to(y.dtype) @ self._term.down, self._term.up)
+
+    def refresh(self) -> None:
+        """Copy the modules' weights again, where a copy of them is what this multiplies."""
+        if isinstance(self._part, CastPart):
+            self._part.refresh()
 
     def adapted(self, adapter: Adapter) -> Projection:
         """The same weights beside an adapter's term."""

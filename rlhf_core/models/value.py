@@ -7,6 +7,7 @@ the plain rewards to go.
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 class ValueHead(nn.Module):
@@ -18,7 +19,20 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
+    @classmethod
+    def of(cls, model: PreTrainedModel, start: nn.Linear | None = None) -> "ValueHead":
+        """A head for `model`, on its device. With the linear head of a reward model that reads the same hidden states
+        (`start`, [1, D]) it begins as that; one of another width cannot be read here, and it begins at zero."""
+        head = cls(int(model.config.get_text_config().hidden_size)).to(model.device)
+        if start is not None and start.weight.shape == head.linear.weight.shape:
+            with torch.no_grad():
+                head.linear.weight.copy_(start.weight)
+                head.linear.bias.copy_(torch.zeros_like(head.linear.bias) if start.bias is None else start.bias)
+        return head
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Predicted return [...] for each hidden state [..., D]."""
-        values: Tensor = self.linear(hidden.to(self.linear.weight.dtype))
+        # Under autocast too: a value in bfloat16 would have three digits, and advantages are differences of values.
+        with torch.autocast(hidden.device.type, enabled=False):
+            values: Tensor = self.linear(hidden.to(self.linear.weight.dtype))
         return values.to(torch.promote_types(values.dtype, torch.float32)).squeeze(-1)

@@ -10,6 +10,7 @@ from rlhf_core.learning.advantages import (
     shape_scores,
     token_rewards,
     whiten_advantages,
+    whiten_rewards,
 )
 from rlhf_core.learning.masked import masked_mean, masked_var
 
@@ -55,6 +56,21 @@ def test_scores_are_clipped_before_the_penalty() -> None:
     ended = torch.tensor([True, True, False, False])
     shaped = shape_scores(scores, ended, score_clip=5.0, missing_end_penalty=1.0)
     assert shaped.tolist() == [5.0, -5.0, -6.0, 0.0]
+
+
+def test_a_response_without_an_end_may_be_replaced_instead() -> None:
+    # Whatever it said, it scores minus the penalty; ended ones are clipped and kept.
+    scores, ended = torch.tensor([9.0, 2.0, -9.0]), torch.tensor([True, False, False])
+    shaped = shape_scores(scores, ended, score_clip=5.0, missing_end_penalty=1.0, missing_end="replace")
+    assert shaped.tolist() == [5.0, -1.0, -1.0]
+
+
+def test_whitened_rewards_have_unit_variance_and_the_mean_that_they_had() -> None:
+    # [1, 2, 3, 4]: mean 2.5, so 2.5 -+ 1.34164 and 2.5 -+ .44721. A shifted mean would be 0.
+    rewards = torch.tensor([[1.0, 2.0, torch.nan], [3.0, 4.0, 99.0]])
+    mask = torch.tensor([[True, True, False], [True, True, False]])
+    expected = torch.tensor([[1.15836, 2.05279, 0.0], [2.94721, 3.84164, 0.0]])
+    torch.testing.assert_close(whiten_rewards(rewards, mask), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from rlhf_core.learning.ppo import PPOResult, ScoreFunction, train_ppo
 from rlhf_core.learning.ppo_settings import PPOSettings
 from rlhf_core.models.attention import ATTENTION
 from rlhf_core.models.load import LoadedPolicy
+from rlhf_core.models.trainable import make_trainable
 from rlhf_core.models.value import ValueHead
 
 PROMPT = (0,)
@@ -76,13 +77,15 @@ def train(
         "missing_end_penalty": 0.0,
         "max_new_tokens": 1,
         "sampler_slots": 128,
+        "least_entropy": 0.0,
+        "least_end_rate": 0.0,
+        "shortest": 0.0,
         "score_clip": 1e9,
     } | changes
     head = settings.pop("value_head", None)
     prompts = settings.pop("prompts", [PROMPT])
-    return train_ppo(
-        policy, reference, score, prompts, PPOSettings(**settings), seed, lambda stage, share: None, value_head=head
-    )
+    trainee = make_trainable(policy, reference=reference)
+    return train_ppo(trainee, score, prompts, PPOSettings(**settings), seed, value_head=head)
 
 
 @torch.no_grad()
@@ -165,6 +168,30 @@ def test_a_score_of_minus_the_length_teaches_the_policy_to_end_at_once(make_poli
     assert result.metrics[0]["objective/response_length"] == pytest.approx(7.06, abs=1.5)
     assert result.metrics[-1]["objective/response_length"] < 1.3
     assert result.metrics[-1]["objective/missing_end_rate"] == 0.0
+
+
+@pytest.mark.parametrize(("kl_coef", "moves"), [(0.2, True), (20.0, False)])
+def test_a_counted_token_is_said_as_often_as_its_kl_allows(
+    make_policy: MakePolicy, kl_coef: float, moves: bool
+) -> None:
+    policy, reference = make_policy(4), make_policy(4)
+
+    def score(prompts: Sequence[tuple[int, ...]], responses: Sequence[tuple[int, ...]]) -> Tensor:
+        return torch.tensor([response.count(2) / 3 for response in responses])
+
+    result = train(policy, reference, score, max_new_tokens=3, kl_coef=kl_coef, updates=25)
+    # Three independent tokens, each worth 1/3: J* = 3 kl_coef ln((3 + e^(1 / (3 kl_coef))) / 4).
+    best = 3 * kl_coef * math.log((3 + math.exp(1 / (3 * kl_coef))) / 4)
+    last = result.metrics[-1]
+    if moves:
+        assert last["objective/score"] > result.metrics[0]["objective/score"] + 0.2
+    else:
+        assert abs(last["objective/kl_k3"]) < 0.01
+    # 128 samples: a standard error of the mean score of .02 to .03. By k3, because k1 times 20 is mostly noise.
+    reached = [each["objective/score"] - kl_coef * each["objective/kl_k3"] for each in result.metrics]
+    assert max(reached) < best + 0.1
+    exact = float(next_token(policy, PROMPT)[2])
+    assert exact > 0.5 if moves else exact == pytest.approx(0.25, abs=0.03)
 
 
 def constant_score(prompts: Sequence[tuple[int, ...]], responses: Sequence[tuple[int, ...]]) -> Tensor:

@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_core.learning.losses import ppo_policy_loss, ppo_value_loss, token_entropy, token_logprobs
+from rlhf_core.learning.losses import (
+    ppo_policy_loss,
+    ppo_value_loss,
+    token_entropy,
+    token_logprobs,
+    token_mean,
+)
 
 ALL = torch.ones(1, 3, dtype=torch.bool)
+SIX = torch.ones(6, 1, dtype=torch.bool)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
@@ -42,6 +49,8 @@ def test_the_clipped_surrogate_matches_the_worked_vector() -> None:
     loss = ppo_policy_loss(ratio.log(), torch.zeros(1, 3), torch.tensor([[1.0, -1.0, 2.0]]), ALL, clip_range=0.2)
     assert float(loss.loss) == pytest.approx(-2.5 / 3, abs=1e-6)
     assert float(loss.clip_fraction) == pytest.approx(2 / 3)
+    assert float(loss.clip_fraction_high) == pytest.approx(1 / 3)
+    assert float(loss.clip_fraction_low) == pytest.approx(1 / 3)
     assert float(loss.approx_kl_k2) == pytest.approx(0.033072, abs=1e-6)
     assert float(loss.approx_kl) == pytest.approx(0.031840, abs=1e-6)
     assert float(loss.ratio_mean) == pytest.approx(3.05 / 3)
@@ -58,6 +67,27 @@ def test_the_gradient_is_zero_exactly_where_the_clipped_side_decides() -> None:
     loss = ppo_policy_loss(logprobs, torch.zeros(1, 6), advantages, mask, clip_range=0.2).loss
     (gradient,) = torch.autograd.grad(loss, logprobs)
     torch.testing.assert_close(gradient * 6, torch.tensor([[0.0, 0.0, 1.3, -0.7, -1.1, 0.9]]))
+
+
+def test_another_range_above_one_lets_good_tokens_rise_further() -> None:
+    # Ratios 1.25 and 1.3 with range .2 below and .28 above: the first is inside, the second counts as 1.28.
+    ratio = torch.tensor([[1.25, 1.3, 0.75]])
+    loss = ppo_policy_loss(
+        ratio.log(), torch.zeros(1, 3), torch.tensor([[1.0, 1.0, -1.0]]), ALL, clip_range=0.2, clip_range_high=0.28
+    )
+    assert float(loss.loss) == pytest.approx((-1.25 - 1.28 + 0.8) / 3, abs=1e-6)
+    assert float(loss.clip_fraction_high) == pytest.approx(1 / 3)
+    assert float(loss.clip_fraction_low) == pytest.approx(1 / 3)
+
+
+def test_a_bad_token_that_became_far_likelier_costs_no_more_than_the_dual_clip() -> None:
+    # Ratio 5, advantages -1 and 1: plain losses 5 and -1.2; with a dual clip of 3 the first is 3, and stays so.
+    logprobs = torch.tensor([[5.0, 5.0, 2.0]]).log().requires_grad_()
+    advantages = torch.tensor([[-1.0, 1.0, -1.0]])
+    loss = ppo_policy_loss(logprobs, torch.zeros(1, 3), advantages, ALL, clip_range=0.2, dual_clip=3.0).loss
+    assert float(loss.detach()) == pytest.approx((3.0 - 1.2 + 2.0) / 3, abs=1e-6)
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    torch.testing.assert_close(gradient * 3, torch.tensor([[0.0, 0.0, 2.0]]))
 
 
 def test_importance_weights_scale_each_token() -> None:
@@ -101,7 +131,9 @@ def test_microbatch_losses_add_up_to_the_minibatch() -> None:
         ppo_policy_loss(*(t[rows] for t in case.policy), case.mask[rows], clip_range=0.2, tokens=tokens)
         for rows in (slice(0, 2), slice(2, 5))
     ]
-    for name in ("loss", "approx_kl", "approx_kl_k2", "clip_fraction", "ratio_mean"):
+    for name in (
+        "loss", "approx_kl", "approx_kl_k2", "clip_fraction", "clip_fraction_high", "clip_fraction_low", "ratio_mean"
+    ):  # fmt: skip
         assert float(sum(getattr(half, name) for half in halves)) == pytest.approx(
             float(getattr(whole, name)), abs=1e-6
         )
@@ -115,6 +147,11 @@ def test_gradients_agree_with_finite_differences() -> None:
     assert torch.autograd.gradcheck(
         lambda x: ppo_policy_loss(x, *case.policy[1:], case.mask, clip_range=0.2).loss, (logprobs,)
     )
+    options = {"clip_range": 0.1, "clip_range_high": 0.15, "dual_clip": 1.2, "weights": case.value[0].abs()}
+    assert torch.autograd.gradcheck(
+        lambda x: ppo_policy_loss(x, *case.policy[1:], case.mask, **options).loss, (logprobs,)
+    )
+    assert torch.autograd.gradcheck(lambda x: token_mean(token_entropy(x, 0.7)[:, None], SIX), (logits,))
     values = case.value[0].clone().requires_grad_()
     assert torch.autograd.gradcheck(
         lambda x: ppo_value_loss(x, *case.value[1:], case.mask, clip_range=0.2).loss, (values,)
@@ -138,6 +175,29 @@ def test_a_token_by_token_implementation_in_numpy_agrees() -> None:
     assert 0 < clipped < len(policy_losses)
     value = ppo_value_loss(*case.value, case.mask, clip_range=0.2)
     assert float(value.loss) == pytest.approx(np.mean(value_losses), abs=1e-12)
+
+
+def test_every_option_agrees_with_a_token_by_token_implementation_in_numpy() -> None:
+    case = _Case(seed=6)
+    new, old, advantages = (3 * t.numpy() for t in case.policy)
+    weights = case.value[0].abs()
+    losses, capped = [], 0
+    for b, t in np.argwhere(case.mask.numpy()):
+        ratio, advantage = np.exp(new[b, t] - old[b, t]), advantages[b, t]
+        loss = max(-advantage * ratio, -advantage * min(max(ratio, 0.9), 1.3))
+        if advantage < 0 and loss > -advantage * 1.5:
+            loss, capped = -advantage * 1.5, capped + 1
+        losses.append(float(weights[b, t]) * loss)
+    policy = ppo_policy_loss(
+        *(3 * t for t in case.policy),
+        case.mask,
+        clip_range=0.1,
+        clip_range_high=0.3,
+        dual_clip=1.5,
+        weights=weights,
+    )
+    assert float(policy.loss) == pytest.approx(np.mean(losses), abs=1e-12)
+    assert capped > 0
 
 
 class _Case:

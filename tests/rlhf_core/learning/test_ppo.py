@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,19 +14,30 @@ from torch import Tensor
 
 from rlhf_core.engine.engine import Engine
 from rlhf_core.errors import SettingsError, TrainingError
+from rlhf_core.learning.hooks import Hooks
 from rlhf_core.learning.masked import masked_mean
-from rlhf_core.learning.ppo import PPOResult, train_ppo
+from rlhf_core.learning.ppo import PPOResult, ScoreFunction, train_ppo
 from rlhf_core.learning.ppo_metrics import METRICS, Metrics
 from rlhf_core.learning.ppo_settings import PPOSettings
 from rlhf_core.learning.ppo_update import Learner
 from rlhf_core.learning.rollouts import Rollouts, measure, sample
 from rlhf_core.models.load import LoadedPolicy, load_policy
+from rlhf_core.models.trainable import Trainable, make_trainable
 from rlhf_core.models.value import ValueHead
 from rlhf_core.records import Sampling
 
 PROMPTS = [tuple(range(5 + start, 5 + start + length)) for start, length in enumerate((1, 4, 2, 9, 6, 3, 12, 5))]
 SMALL = PPOSettings(
-    updates=2, rollouts=12, minibatch_size=4, max_new_tokens=8, learning_rate=1e-3, target_kl=1.0, kl_budget=1e3
+    updates=2,
+    rollouts=12,
+    minibatch_size=4,
+    max_new_tokens=8,
+    learning_rate=1e-3,
+    target_kl=1.0,
+    kl_budget=1e3,
+    least_end_rate=0.0,
+    shortest=0.0,
+    longest=1e9,
 )
 
 Load = Callable[[], LoadedPolicy]
@@ -43,21 +54,25 @@ def low_tokens(prompts: Sequence[tuple[int, ...]], responses: Sequence[tuple[int
     return torch.tensor([sum(token < 100 for token in response) / len(response) - 0.3 for response in responses])
 
 
-def run(load: Load, settings: PPOSettings = SMALL, seed: int = 0) -> tuple[LoadedPolicy, PPOResult]:
-    policy = load()
-    return policy, train_ppo(policy, load(), low_tokens, PROMPTS, settings, seed, lambda stage, share: None)
+def run(load: Load, settings: PPOSettings = SMALL, seed: int = 0, **more: Any) -> tuple[Trainable, PPOResult]:
+    trainee = make_trainable(load())
+    return trainee, train_ppo(trainee, low_tokens, PROMPTS, settings, seed, **more)
 
 
 def untimed(metrics: list[Metrics]) -> list[Metrics]:
-    return [{name: value for name, value in one.items() if not name.startswith("time/")} for one in metrics]
+    """Without what measures the machine."""
+    return [
+        {name: value for name, value in one.items() if not name.startswith(("time/", "mem/")) and "_per_s" not in name}
+        for one in metrics
+    ]
 
 
-def rollouts_of(policy: LoadedPolicy, reference: LoadedPolicy, settings: PPOSettings) -> Rollouts:
-    engine = Engine(policy, max_running=4, max_waiting=16, max_context=64)
+def rollouts_of(trainee: Trainable, settings: PPOSettings) -> Rollouts:
+    engine = Engine(trainee.policy, max_running=4, max_waiting=16, max_context=64)
     sampling = Sampling(temperature=settings.temperature, max_tokens=8)
     responses = sample(engine, PROMPTS, sampling)
     scores = low_tokens(PROMPTS, [one.token_ids for one in responses])
-    return measure(responses, scores, policy.model, reference.model, ValueHead(32), settings, 0.05)
+    return measure(responses, scores, trainee, ValueHead(32), settings, 0.05)
 
 
 def gradients(model: torch.nn.Module) -> list[Tensor]:
@@ -66,9 +81,9 @@ def gradients(model: torch.nn.Module) -> list[Tensor]:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_before_the_first_step_every_ratio_is_one(load: Load, temperature: float) -> None:
-    policy, settings = load(), PPOSettings(temperature=temperature, microbatch_tokens=40)
-    rollouts = rollouts_of(policy, load(), settings)
-    learner = Learner(policy.model, ValueHead(32), settings, random.Random(0))
+    trainee, settings = make_trainable(load()), PPOSettings(temperature=temperature, microbatch_tokens=40)
+    rollouts = rollouts_of(trainee, settings)
+    learner = Learner(trainee, ValueHead(32), settings)
     stats = learner.accumulate(rollouts, [6, 1, 3])
     assert stats["policy/ratio_gap"] < 1e-5
     assert stats["policy/approx_kl"] == pytest.approx(0.0, abs=1e-9)
@@ -81,8 +96,9 @@ def test_before_the_first_step_every_ratio_is_one(load: Load, temperature: float
 
 @pytest.mark.parametrize("mistake", ["temperature forgotten", "dropout left on", "weights moved"])
 def test_a_trainer_unlike_the_sampler_shows_in_the_first_ratios(load: Load, mistake: str) -> None:
-    policy, settings = load(), PPOSettings(temperature=0.7)
-    rollouts = rollouts_of(policy, load(), settings)
+    trainee, settings = make_trainable(load()), PPOSettings(temperature=0.7)
+    policy = trainee.policy
+    rollouts = rollouts_of(trainee, settings)
     if mistake == "temperature forgotten":
         settings = PPOSettings(temperature=1.0)
     elif mistake == "dropout left on":
@@ -93,7 +109,7 @@ def test_a_trainer_unlike_the_sampler_shows_in_the_first_ratios(load: Load, mist
     else:
         with torch.no_grad():
             policy.model.lm_head.weight.mul_(1.01)
-    learner = Learner(policy.model, ValueHead(32), settings, random.Random(0))
+    learner = Learner(trainee, ValueHead(32), settings)
     torch.manual_seed(0)
     assert learner.accumulate(rollouts, [6, 1, 3])["policy/ratio_gap"] > 1e-3
 
@@ -103,15 +119,15 @@ def test_dropout_is_off_however_the_policy_comes(load: Load) -> None:
     for layer in policy.model.model.layers:
         layer.self_attn.attention_dropout = 0.3
     policy.model.train()
-    result = train_ppo(policy, load(), low_tokens, PROMPTS, SMALL, 0, lambda stage, share: None)
+    result = train_ppo(make_trainable(policy), low_tokens, PROMPTS, SMALL, 0)
     assert result.metrics[0]["policy/ratio_first_minibatch"] < 1e-5
 
 
 def test_a_learning_rate_of_zero_leaves_every_bit_and_every_ratio(load: Load) -> None:
     settings = msgspec.structs.replace(SMALL, learning_rate=0.0, value_learning_rate=0.0, epochs=3)
-    policy, result = run(load, settings)
+    trainee, result = run(load, settings)
     for name, weight in load().model.state_dict().items():
-        assert torch.equal(policy.model.state_dict()[name], weight), name
+        assert torch.equal(trainee.model.state_dict()[name], weight), name
     for metrics in result.metrics:
         assert metrics["policy/steps"] == 9  # 3 epochs of 12 / 4 minibatches
         assert metrics["policy/ratio_max"] == pytest.approx(1.0, abs=1e-5)
@@ -121,9 +137,9 @@ def test_a_learning_rate_of_zero_leaves_every_bit_and_every_ratio(load: Load) ->
 
 
 def test_training_raises_the_score_and_leaves_the_reference_alone(load: Load) -> None:
-    policy, reference = load(), load()
-    settings = msgspec.structs.replace(SMALL, updates=8, rollouts=32, minibatch_size=16, learning_rate=1e-2)
-    result = train_ppo(policy, reference, low_tokens, PROMPTS, settings, 0, lambda stage, share: None)
+    reference = load()
+    settings = msgspec.structs.replace(SMALL, updates=10, rollouts=64, minibatch_size=32, learning_rate=1e-2)
+    result = train_ppo(make_trainable(load(), reference=reference), low_tokens, PROMPTS, settings, 0)
     assert result.metrics[-1]["objective/score"] > result.metrics[0]["objective/score"] + 0.1
     assert result.metrics[0]["objective/kl_seq"] == 0.0
     assert result.metrics[-1]["objective/kl_k3"] > 0.0
@@ -142,16 +158,14 @@ def test_the_same_seed_gives_the_same_weights_and_metrics(load: Load) -> None:
 
 @pytest.mark.parametrize("microbatch_tokens", [1, 40])
 def test_microbatches_do_not_change_the_gradient(load: Load, microbatch_tokens: int) -> None:
-    policy, reference = load(), load()
-    rollouts = rollouts_of(policy, reference, SMALL)
+    trainee = make_trainable(load())
+    policy, rollouts = trainee.policy, rollouts_of(trainee, SMALL)
     with torch.no_grad():  # away from the sampling policy, so ratios, clips and values take part
         policy.model.lm_head.weight.mul_(1.1)
     found = []
     for tokens in (100_000, microbatch_tokens):
         head = ValueHead(32)
-        learner = Learner(
-            policy.model, head, msgspec.structs.replace(SMALL, microbatch_tokens=tokens), random.Random(0)
-        )
+        learner = Learner(trainee, head, msgspec.structs.replace(SMALL, microbatch_tokens=tokens))
         policy.model.zero_grad()
         stats = learner.accumulate(rollouts, range(len(PROMPTS)))
         found.append((stats, gradients(policy.model) + gradients(head)))
@@ -164,7 +178,7 @@ def test_microbatches_do_not_change_the_gradient(load: Load, microbatch_tokens: 
 
 def test_every_update_reports_every_documented_name_and_no_other(load: Load) -> None:
     _, result = run(load)
-    assert [metrics["update"] for metrics in result.metrics] == [1.0, 2.0]
+    assert [metrics["step"] for metrics in result.metrics] == [1.0, 2.0]
     for metrics in result.metrics:
         assert set(metrics) == set(METRICS)
         assert all(isinstance(value, float) for value in metrics.values())
@@ -195,12 +209,14 @@ def test_the_cycle_stops_when_the_kl_budget_is_spent(load: Load) -> None:
     _, result = run(load, settings)
     assert [metrics["stopped"] for metrics in result.metrics] == [0.0, 1.0]
     assert result.metrics[1]["policy/steps"] == 0.0
+    assert result.metrics[1]["stop/kl_budget"] == 1.0
+    assert result.stopped.endswith("nats from the reference (budget 1e-06)")
 
 
 def test_critic_warmup_trains_values_and_not_the_policy(load: Load) -> None:
-    policy, result = run(load, msgspec.structs.replace(SMALL, critic_warmup_updates=2))
+    trainee, result = run(load, msgspec.structs.replace(SMALL, critic_warmup_updates=2))
     for name, weight in load().model.state_dict().items():
-        assert torch.equal(policy.model.state_dict()[name], weight), name
+        assert torch.equal(trainee.model.state_dict()[name], weight), name
     assert result.value_head.linear.weight.detach().abs().sum() > 0
     assert result.metrics[0]["value/grad_norm"] > 0
 
@@ -214,7 +230,7 @@ def test_an_adaptive_coefficient_follows_the_kl(load: Load) -> None:
 
 def test_progress_is_told_in_order_and_ends_at_one(load: Load) -> None:
     told: list[tuple[str, float]] = []
-    train_ppo(load(), load(), low_tokens, PROMPTS, SMALL, 0, lambda stage, share: told.append((stage, share)))
+    run(load, hooks=Hooks(progress=lambda stage, share: told.append((stage, share))))
     assert told == [
         ("rollouts 1/2", 0.0),
         ("update 1/2", 0.25),
@@ -225,24 +241,32 @@ def test_progress_is_told_in_order_and_ends_at_one(load: Load) -> None:
 
 
 def test_what_cannot_train_is_refused(load: Load) -> None:
-    policy = load()
-    quiet = lambda stage, share: None  # noqa: E731
-    with pytest.raises(TrainingError, match="another copy"):
-        train_ppo(policy, policy, low_tokens, PROMPTS, SMALL, 0, quiet)
+    def attempt(score: ScoreFunction = low_tokens, prompts: Any = PROMPTS, **changes: Any) -> None:
+        more = {name: changes.pop(name) for name in ("demonstrations", "axis_scores") if name in changes}
+        train_ppo(make_trainable(load()), score, prompts, msgspec.structs.replace(SMALL, **changes), 0, **more)
+
     with pytest.raises(TrainingError, match="prompts"):
-        train_ppo(policy, load(), low_tokens, [], SMALL, 0, quiet)
+        attempt(prompts=[])
     with pytest.raises(TrainingError, match="12 of 12 scores are not finite"):
-        train_ppo(policy, load(), lambda p, r: torch.full((len(r),), torch.nan), PROMPTS, SMALL, 0, quiet)
+        attempt(lambda p, r: torch.full((len(r),), torch.nan))
     with pytest.raises(TrainingError, match="shape"):
-        train_ppo(policy, load(), lambda p, r: torch.zeros(3), PROMPTS, SMALL, 0, quiet)
+        attempt(lambda p, r: torch.zeros(3))
+    with pytest.raises(TrainingError, match=r"demonstration_coef of 0\.1"):
+        attempt(demonstration_coef=0.1)
+    with pytest.raises(TrainingError, match="1 demonstrations"):
+        attempt(demonstrations=[((5,), (6, 1))])
+    with pytest.raises(TrainingError, match="axis 'harmless'"):
+        attempt(floor_axis="harmless")
+    with pytest.raises(TrainingError, match="axis 'harmless': the reward model has learned helpful"):
+        attempt(axis_weights={"harmless": 1.0}, axis_scores=lambda p, r: {"helpful": torch.zeros(len(r))})
 
 
 def test_a_loss_that_is_not_finite_stops_the_training_before_the_step(load: Load) -> None:
-    policy = load()
-    rollouts = rollouts_of(policy, load(), SMALL)
+    trainee = make_trainable(load())
+    policy, rollouts = trainee.policy, rollouts_of(trainee, SMALL)
     broken = dataclasses.replace(rollouts, advantages=rollouts.advantages * torch.inf)
     before = {name: weight.clone() for name, weight in policy.model.state_dict().items()}
-    learner = Learner(policy.model, ValueHead(32), SMALL, random.Random(0))
+    learner = Learner(trainee, ValueHead(32), SMALL)
     with pytest.raises(TrainingError, match=r"policy/loss is"):
         learner.improve(broken, 0)
     assert all(torch.equal(policy.model.state_dict()[name], weight) for name, weight in before.items())

@@ -16,11 +16,14 @@ from rlhf_core.learning.ppo_settings import PPOSettings
 from rlhf_core.learning.rollouts import (
     SampledResponse,
     measure,
+    measuring_groups,
     padding_fraction,
     plan_microbatches,
+    request_seed,
     sample,
 )
 from rlhf_core.models.load import LoadedPolicy
+from rlhf_core.models.trainable import Trainable
 from rlhf_core.models.value import ValueHead
 from rlhf_core.records import Sampling
 
@@ -35,6 +38,11 @@ def value_head() -> ValueHead:
         head.linear.weight.copy_(torch.linspace(-1, 1, 32)[None])
         head.linear.bias.fill_(0.25)
     return head
+
+
+def beside_itself(policy: LoadedPolicy) -> Trainable:
+    """A policy that is its own reference, untouched."""
+    return Trainable(policy, None, policy.model, True)
 
 
 def draw(policy: LoadedPolicy, prompts: list[tuple[int, ...]], seed: int = 0) -> list[SampledResponse]:
@@ -105,6 +113,38 @@ def test_chunks_of_logits_give_the_same_values_and_gradients(logits_at_once: int
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 11, 256])
+def test_no_more_logits_exist_at_a_time_than_are_allowed(at_once: int) -> None:
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            seen.append(states.shape[0])
+            return super().forward(states)
+
+    head = Watched(4, 11, bias=False)
+    hidden = torch.randn(10, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    logprobs, entropy = head_logprobs(
+        head, hidden, torch.arange(10), 1.0, True, entropy_learns=True, logits_at_once=at_once * 11
+    )
+    (logprobs.sum() + entropy.sum()).backward()
+    assert max(seen) <= at_once
+    # Chunks are made once more for the gradient, and all rows at once are not.
+    assert sum(seen) == (10 if at_once >= 10 else 20)
+
+
+def test_an_entropy_that_learns_has_the_gradient_of_the_whole_distribution() -> None:
+    head = nn.Linear(4, 11, bias=False)
+    hidden = torch.randn(10, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    logprobs = (head(hidden) / 0.9).log_softmax(-1)
+    (expected,) = torch.autograd.grad(-(logprobs.exp() * logprobs).sum(), hidden)
+    for at_once in (11, 1000):
+        _, entropy = head_logprobs(
+            head, hidden, torch.arange(10), 0.9, True, entropy_learns=True, logits_at_once=at_once
+        )
+        torch.testing.assert_close(torch.autograd.grad(entropy.sum(), hidden)[0], expected)
+
+
 def test_the_engine_and_the_trainer_agree_on_every_logprob(tiny_policy: LoadedPolicy) -> None:
     prompts = [tuple(range(5, 5 + length)) for length in range(1, 11)]
     responses = draw(tiny_policy, prompts)
@@ -142,8 +182,7 @@ def test_measuring_does_not_depend_on_the_microbatches(tiny_policy: LoadedPolicy
 
     def measured(microbatch_tokens: int) -> list[torch.Tensor]:
         settings = PPOSettings(microbatch_tokens=microbatch_tokens, temperature=0.8)
-        model = tiny_policy.model
-        rollouts = measure(responses, scores, model, model, value_head, settings, kl_coef=0.1)
+        rollouts = measure(responses, scores, beside_itself(tiny_policy), value_head, settings, kl_coef=0.1)
         assert not rollouts.logprobs.requires_grad
         names = ("logprobs", "ref_logprobs", "entropy", "values", "rewards", "advantages", "returns", "weights")
         return [getattr(rollouts, name) for name in names]
@@ -156,8 +195,7 @@ def test_the_pieces_of_a_rollout_fit_together(tiny_policy: LoadedPolicy, value_h
     prompt, response = PAIRS[0]
     one = SampledResponse(prompt, response, (-1.0, -1.0, -1.0), ended=False)
     settings = PPOSettings(gae_lambda=1.0, score_clip=5.0, missing_end_penalty=1.0)
-    model = tiny_policy.model
-    rollouts = measure([one], torch.tensor([9.0]), model, model, value_head, settings, kl_coef=0.1)
+    rollouts = measure([one], torch.tensor([9.0]), beside_itself(tiny_policy), value_head, settings, kl_coef=0.1)
     # Policy and reference are one model, so there is no KL: the reward is the score, clipped to 5, less 1, at the end,
     # and with gamma and lambda 1 the return at each of the three tokens is that same 4.
     assert rollouts.scores.tolist() == [9.0]
@@ -167,16 +205,56 @@ def test_the_pieces_of_a_rollout_fit_together(tiny_policy: LoadedPolicy, value_h
     assert float(rollouts.advantages.mean()) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_an_end_token_with_the_id_of_padding_is_trained_and_scored(tiny_policy: LoadedPolicy) -> None:
+    # Padding is token 0, and here so is the end token: both responses count to their last token, told by length.
+    responses = [
+        SampledResponse((5, 6), (7, 0), (-1.0, -1.0), ended=True),
+        SampledResponse((5,), (7, 8, 9, 0), (-1.0,) * 4, ended=True),
+    ]
+    settings = PPOSettings(gae_lambda=1.0)
+    scores = torch.tensor([2.0, 3.0])
+    rollouts = measure(responses, scores, beside_itself(tiny_policy), ValueHead(32), settings, kl_coef=0.1)
+    mask = torch.tensor([[True, True, False, False], [True] * 4])
+    assert rollouts.batch.response_mask.tolist() == mask.tolist()
+    assert rollouts.rewards.tolist() == [[0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 3.0]]
+    assert (rollouts.logprobs[mask] < 0).all()
+    assert (rollouts.advantages[mask] != 0).all()
+
+
+def test_a_seed_per_rollout_makes_it_independent_of_the_others(tiny_policy: LoadedPolicy) -> None:
+    prompts = [tuple(range(5, 6 + length)) for length in range(6)]
+    seeds = [request_seed(3, 1, index) for index in range(6)]
+    assert len({*seeds, request_seed(3, 2, 0), request_seed(4, 1, 0)}) == 8
+    drawn = []
+    for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1], [2]):
+        engine = Engine(tiny_policy, max_running=2, max_waiting=8, max_context=32, seed=order[0])
+        sampling = Sampling(max_tokens=8)
+        some = sample(engine, [prompts[at] for at in order], sampling, seeds=[seeds[at] for at in order])
+        drawn.append({at: one.token_ids for at, one in zip(order, some, strict=True)})
+    assert all(each[at] == drawn[0][at] for each in drawn[1:] for at in each)
+
+
+def test_rollouts_are_measured_in_the_microbatches_that_the_first_epoch_trains_on() -> None:
+    settings = PPOSettings(minibatch_size=3, microbatch_tokens=20)
+    # Minibatches [0, 1, 2] and [3, 4]; within each, longest first, at most 20 tokens.
+    assert measuring_groups([10, 4, 9, 5, 30], settings) == [[0, 2], [1], [4], [3]]
+
+
 def test_importance_weights_are_capped_ratios_of_trainer_to_sampler(tiny_policy: LoadedPolicy) -> None:
     prompt, response = PAIRS[0]
-    model, head, settings = tiny_policy.model, ValueHead(32), PPOSettings(importance_cap=2.0)
+    head, settings = ValueHead(32), PPOSettings(importance_cap=2.0)
     with torch.no_grad():
-        logprobs = analyse(model, TokenBatch.of([PAIRS[0]]), temperature=1.0).logprobs[0]
+        logprobs = analyse(tiny_policy.model, TokenBatch.of([PAIRS[0]]), temperature=1.0).logprobs[0]
     # The sampler claims e^0, e^-.5 times and e^2 times less than the trainer: weights 1, e^.5, and e^2 capped
     # at 2.
     claimed = tuple((logprobs - torch.tensor([0.0, 0.5, 2.0])).tolist())
     rollouts = measure(
-        [SampledResponse(prompt, response, claimed, True)], torch.zeros(1), model, model, head, settings, 0.1
+        [SampledResponse(prompt, response, claimed, True)],
+        torch.zeros(1),
+        beside_itself(tiny_policy),
+        head,
+        settings,
+        0.1,
     )
     torch.testing.assert_close(rollouts.weights, torch.tensor([[1.0, 1.648721, 2.0]]), atol=1e-5, rtol=0)
 
