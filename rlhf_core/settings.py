@@ -110,7 +110,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Passes over the feedback that train all weights, after the head alone was fitted. 0: the head alone."""
     reward_batch_size: Count = 16
     """Judgements per optimizer step."""
-    # PPO.
+    # The policy.
+    algorithm: Literal["ppo", "rloo", "grpo", "dpo", "online_dpo", "kto", "best_of_n"] = "ppo"
+    """ppo, rloo, grpo, online_dpo and best_of_n climb the reward model; dpo learns from choices, kto from thumbs."""
+    group_size: Annotated[int, Meta(ge=2)] = 4
+    """Responses to one prompt that rloo and grpo compare, and of which best_of_n keeps one."""
+    preference_epochs: Count = 2
+    """Passes of dpo and kto over the judgements."""
+    preference_learning_rate: Positive = 2e-4
+    """AdamW learning rate of dpo, online_dpo and kto; falls linearly to 0 within a training."""
+    preference_kl_coef: Positive = 0.1
+    """Weight of the KL to the supervised policy in what dpo, online_dpo and kto solve."""
+    # PPO; what rloo, grpo, online_dpo and best_of_n share with it is read from here as well.
     ppo_updates: Count = 8
     """PPO updates per cycle."""
     ppo_rollouts: Count = 192

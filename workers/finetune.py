@@ -1,6 +1,6 @@
-"""Trains a candidate policy with PPO, seals it, and hands it to `release.py`.
+"""Trains a candidate policy by the algorithm of the settings, seals it, and hands it to `release.py`.
 
-Starts from the live policy, stays near the supervised one, climbs the reward model. Nothing is served from here.
+Every algorithm stays near the supervised policy, and the same gate decides. Nothing is served from here.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ from typing import NamedTuple
 
 from rlhf_core.checkpoints import MANIFEST, checkpoint_path, new_checkpoint_id, seal
 from rlhf_core.errors import TrainingError
-from rlhf_core.learning.ppo import PPOSettings, ScoreFunction, train_ppo
+from rlhf_core.learning.hooks import Hooks
+from rlhf_core.learning.ppo import ScoreFunction
 from rlhf_core.learning.reward_model import load_reward, score
 from rlhf_core.models.adapted import load_full
 from rlhf_core.models.load import LoadedPolicy
 from rlhf_core.models.lora import ADAPTER_CONFIG
+from rlhf_core.models.trainable import make_trainable
+from rlhf_core.preferences import select_split
 from rlhf_core.records import Job, Manifest, PolicyVersion
 from rlhf_core.settings import Settings
 from rlhf_core.store.policies import PolicyStore, RewardRecord, finite
-from workers.judgements import recent_prompts
+from workers.algorithms import Material, starts_anew, train_policy_by
+from workers.judgements import recent_prompts, standing_judgements
 from workers.progress import Progress
 from workers.release import release
 from workers.stores import Stores
@@ -70,48 +74,29 @@ def finish_published(stores: Stores, job: Job, live: PolicyVersion) -> None:
 
 
 def train_candidate(stores: Stores, settings: Settings, job: Job, start: Ingredients, progress: Progress) -> Manifest:
-    """One PPO cycle, sealed as a checkpoint that nothing points at."""
+    """One training of the policy, sealed as a checkpoint that nothing points at."""
     root = settings.checkpoints_path
-    policy = load_full(checkpoint_path(root, start.live.checkpoint_id), max_context=settings.max_context)
+    parent = start.reference if starts_anew(settings.algorithm) else start.live.checkpoint_id
+    policy = load_full(checkpoint_path(root, parent), max_context=settings.max_context)
     reference = load_full(checkpoint_path(root, start.reference), max_context=settings.max_context)
-    prompts = recent_prompts(stores.interactions, "train", policy.max_context - ROOM_FOR_AN_ANSWER)
-    result = train_ppo(
-        policy,
-        reference,
+    judgements = standing_judgements(stores.feedback, settings.batches_path, job.batch_ids)
+    ratings, pairs = select_split(*judgements, "train")
+    material = Material(
         score_function(checkpoint_path(root, start.reward.checkpoint_id)),
-        prompts,
-        ppo_settings(settings),
-        settings.seed + start.live.policy_version,
-        progress.part(0.05, 0.85),
+        recent_prompts(stores.interactions, "train", policy.max_context - ROOM_FOR_AN_ANSWER),
+        ratings,
+        pairs,
     )
-    metrics = finite(result.metrics[-1]) if result.metrics else {}
-    return _seal(root, policy, start, job, metrics)
+    trainee = make_trainable(policy, reference=reference)
+    seed, hooks = settings.seed + start.live.policy_version, Hooks(progress=progress.part(0.05, 0.85))
+    metrics = train_policy_by(settings, trainee, material, seed, hooks)
+    return _seal(root, policy, parent, start, job, finite(metrics))
 
 
 def score_function(directory: Path) -> ScoreFunction:
     """Scores [B] of prompts with their responses, by the reward model in `directory`."""
     model = load_reward(directory)
     return lambda prompts, responses: score(model, list(zip(prompts, responses, strict=True)))
-
-
-def ppo_settings(settings: Settings) -> PPOSettings:
-    return PPOSettings(
-        updates=settings.ppo_updates,
-        rollouts=settings.ppo_rollouts,
-        epochs=settings.ppo_epochs,
-        minibatch_size=settings.ppo_minibatch_size,
-        learning_rate=settings.ppo_learning_rate,
-        value_coef=settings.ppo_value_coef,
-        kl_coef=settings.ppo_kl_coef,
-        kl_budget=settings.gate_kl_budget,
-        clip_range=settings.ppo_clip_range,
-        value_clip_range=settings.ppo_value_clip_range,
-        gamma=settings.ppo_gamma,
-        gae_lambda=settings.ppo_gae_lambda,
-        target_kl=settings.ppo_target_kl,
-        max_new_tokens=settings.ppo_max_new_tokens,
-        missing_end_penalty=settings.ppo_missing_end_penalty,
-    )
 
 
 def write_candidate(policy: LoadedPolicy, live_directory: Path, directory: Path) -> None:
@@ -122,13 +107,15 @@ def write_candidate(policy: LoadedPolicy, live_directory: Path, directory: Path)
             shutil.copyfile(path, directory / path.name)
 
 
-def _seal(root: Path, policy: LoadedPolicy, start: Ingredients, job: Job, metrics: dict[str, float]) -> Manifest:
+def _seal(
+    root: Path, policy: LoadedPolicy, parent: str, start: Ingredients, job: Job, metrics: dict[str, float]
+) -> Manifest:
     live_directory = checkpoint_path(root, start.live.checkpoint_id)
     fields = {
         "checkpoint_id": new_checkpoint_id("policy"),
         "kind": "policy",
         "created_at": time.time(),
-        "parent": start.live.checkpoint_id,
+        "parent": parent,
         "reference": start.reference,
         "reward_checkpoint": start.reward.checkpoint_id,
         "job_id": job.job_id,

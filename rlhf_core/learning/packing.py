@@ -1,12 +1,13 @@
-"""Several documents in one row, so that a batch holds no padding to speak of.
+"""How documents are laid out in batches that hold little padding: several in one row, or each in a row of its own.
 
 A packed row is exact: positions restart at each document and attention never crosses from one into another, so
-every token's logprob equals the one it has alone in its row. Documents are opaque here; only lengths and weights
-matter.
+every token's logprob equals the one it has alone in its row. But attention is then computed for the whole row and
+masked; where documents are short against a row, rows of one document each, with others of similar length, cost less.
+Documents are opaque here; only lengths and weights matter.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,14 @@ class Document(Protocol):
         """True where the token counts; as long as `token_ids`."""
 
 
+Doc = TypeVar("Doc", bound=Document)
+
+LEAST_TOKENS: Final = 1024
+"""A batch of fewer tokens is not cut for the sake of its padding: each forward pass has a price of its own."""
+MOST_PADDING: Final = 0.2
+"""A row that would be padded by more than this share goes to the next batch."""
+
+
 class PackedBatch(NamedTuple):
     """B rows of T tokens. Padding has segment 0; the documents of a row are segments 1, 2, and so on."""
 
@@ -37,6 +46,11 @@ class PackedBatch(NamedTuple):
     """[B, T] long."""
     response_mask: Tensor
     """[B, T] bool, True counts."""
+
+    @property
+    def one_each(self) -> bool:
+        """Whether no row holds more than one document: ordinary causal attention is then exact, without a mask."""
+        return int(self.segment_ids.max()) <= 1
 
     def attention_mask(self, dtype: torch.dtype) -> Tensor:
         """Additive mask [B, 1, T, T]: 0 where a token may look, the dtype's lowest number elsewhere.
@@ -70,6 +84,52 @@ def pack_first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
         rows[row].append(index)
         room[row] -= lengths[index]
     return rows
+
+
+def lay_out(documents: Sequence[Doc], row_tokens: int, batch_tokens: int, pair_cost: float) -> list[list[list[Doc]]]:
+    """Batches of rows of documents: packed, or one to a row, whichever computes less.
+
+    `pair_cost` is what one more pair of tokens in attention costs, in units of what a token costs elsewhere; infinite
+    where documents must not be packed. Raises TrainingError for a document longer than a row.
+    """
+    packed = [
+        [documents[at] for at in row] for row in pack_first_fit([len(d.token_ids) for d in documents], row_tokens)
+    ]
+    size = max(1, batch_tokens // row_tokens)
+    together = [packed[start : start + size] for start in range(0, len(packed), size)]
+    alone = one_to_a_row(documents, batch_tokens)
+    return min(alone, together, key=lambda batches: sum(_cost(batch, pair_cost) for batch in batches))
+
+
+def one_to_a_row(documents: Sequence[Doc], batch_tokens: int) -> list[list[list[Doc]]]:
+    """Batches of rows of one document, of similar length; each at most `batch_tokens` with its padding, or one row."""
+    batches: list[list[list[Doc]]] = []
+    for document in sorted(documents, key=lambda each: -len(each.token_ids)):
+        if not batches or not _belongs(document, batches[-1], batch_tokens):
+            batches.append([])
+        batches[-1].append([document])
+    return batches
+
+
+def _belongs(document: Document, batch: Sequence[Sequence[Document]], batch_tokens: int) -> bool:
+    """Whether a document goes into a batch whose first row is its longest."""
+    width = len(batch[0][0].token_ids)
+    if (len(batch) + 1) * width > batch_tokens:
+        return False
+    return len(document.token_ids) >= (1 - MOST_PADDING) * width or len(batch) * width < LEAST_TOKENS
+
+
+def row_width(rows: Sequence[Sequence[Document]]) -> int:
+    """Tokens of the longest row."""
+    return max(sum(len(document.token_ids) for document in row) for row in rows)
+
+
+def _cost(rows: Sequence[Sequence[Document]], pair_cost: float) -> float:
+    """Of one batch, padding included, in tokens. Causal attention without a mask computes half of its pairs."""
+    width = row_width(rows)
+    if all(len(row) == 1 for row in rows):
+        return len(rows) * width * (1 + (pair_cost * width / 2 if pair_cost < float("inf") else 0.0))
+    return len(rows) * width * (1 + pair_cost * width)
 
 
 def collate(rows: Sequence[Sequence[Document]], row_tokens: int, pad_token_id: int) -> PackedBatch:

@@ -1,37 +1,42 @@
 """Supervised fine-tuning: teach a causal model the responses people demonstrated.
 
 Contract: every assistant turn of a conversation is a target, its end token included; padding and prompts are not
-(unless the settings give prompts a weight); the loss is normalised by the weight of the whole accumulation
-window, so cutting a minibatch into microbatches changes no gradient. Knows nothing of the desk, of checkpoints or
-of logging: progress goes to a callback.
+(unless the settings give prompts a weight); the loss is normalised by the weight of the whole minibatch over all
+processes, so neither cutting it into microbatches nor sharing it out changes a gradient. Dropout stays off, so a
+resumed run repeats to the bit and the trained model is the served one. Knows nothing of the desk, of checkpoints or
+of logging: progress goes to hooks.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from rlhf_core.errors import TrainingError
-from rlhf_core.learning.packing import PackedBatch, collate, pack_first_fit
+from rlhf_core.learning.conversations import Conversation, SftExample, encode_conversation, encode_conversations
+from rlhf_core.learning.devices import Devices
+from rlhf_core.learning.hooks import Hooks, Metrics
+from rlhf_core.learning.packing import lay_out, pack_first_fit
+from rlhf_core.learning.sft_loss import add_gradients, attention_cost
 from rlhf_core.learning.sft_settings import SftSettings
+from rlhf_core.learning.training_state import capture, restore
+
+__all__ = [
+    "Conversation",
+    "SftExample",
+    "SftProgress",
+    "SftResult",
+    "encode_conversation",
+    "encode_conversations",
+    "train_supervised",
+]
 
 # Rows are packed within windows of this many shuffled examples: large enough to fill rows, small enough to stay
 # shuffled.
 PACKING_WINDOW = 512
-
-Conversation = Sequence[Mapping[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class SftExample:
-    """One tokenised conversation; `response_mask` is True on every assistant token, end tokens included."""
-
-    token_ids: tuple[int, ...]
-    response_mask: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,74 +61,17 @@ class SftResult:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class MinibatchLoss:
+    """What the forward passes of one minibatch saw, over all processes."""
+
+    loss: float
+    """Mean negative logprob of its response tokens, in nats."""
+    padding: float
+    """Share of the computed tokens that is padding."""
+
+
 OnProgress = Callable[[SftProgress], None]
-
-
-def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> SftExample:
-    """Tokenise a conversation and mark its assistant turns, by rendering growing prefixes with the chat template.
-
-    A prefix's token ids must begin the longer one's; a template or tokenizer for which that fails would train on
-    tokens the served model never sees, so TrainingError names the turn. Conversations without an assistant turn
-    are refused too.
-    """
-    return encode_conversations(tokenizer, [messages])[0]
-
-
-def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[SftExample]:
-    """`encode_conversation` for many at once: one call of the tokenizer for all prefixes, which is much faster."""
-    texts = [text for messages in conversations for text in _prefixes(tokenizer, messages)]
-    encoded = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]) if texts else iter(())
-    return [_mark_responses(messages, encoded) for messages in conversations]
-
-
-def _prefixes(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> Iterator[str]:
-    """For each assistant turn the text up to where it starts, and up to where it ends."""
-    turns = [dict(message) for message in messages]
-    for at in _assistant_turns(messages):
-        yield str(tokenizer.apply_chat_template(turns[:at], tokenize=False, add_generation_prompt=True))
-        yield str(tokenizer.apply_chat_template(turns[: at + 1], tokenize=False))
-
-
-def _assistant_turns(messages: Conversation) -> list[int]:
-    turns = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-    if not turns:
-        raise TrainingError("a conversation without an assistant turn teaches nothing")
-    return turns
-
-
-def _mark_responses(messages: Conversation, encoded: Iterator[list[int]]) -> SftExample:
-    token_ids: list[int] = []
-    response_mask: list[bool] = []
-    for at in _assistant_turns(messages):
-        prompt, whole = next(encoded), next(encoded)
-        if prompt[: len(token_ids)] != token_ids or whole[: len(prompt)] != prompt:
-            raise TrainingError(f"turn {at}: the template's tokens before it do not begin the tokens with it")
-        response_mask += [False] * (len(prompt) - len(token_ids)) + [True] * (len(whole) - len(prompt))
-        token_ids = whole
-    return SftExample(tuple(token_ids), tuple(response_mask))
-
-
-def next_token_logprobs(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """Float32 logprob [B, T-1] of each token but the first, given the tokens of its document before it."""
-    logits = model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        attention_mask=batch.attention_mask(model.dtype),
-        use_cache=False,
-    ).logits
-    targets = batch.input_ids[:, 1:]
-    flat = functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none")
-    return -flat.view_as(targets)
-
-
-def target_weights(batch: PackedBatch, prompt_weight: float) -> Tensor:
-    """Loss weight [B, T-1] of each token but the first: 1 in a response, `prompt_weight` in a prompt, 0 for padding.
-
-    A document's first token has weight 0 as well: what stands before it belongs to another document.
-    """
-    follows = batch.position_ids[:, 1:] > 0
-    weights = torch.where(batch.response_mask[:, 1:], 1.0, prompt_weight)
-    return weights * (follows & (batch.segment_ids[:, 1:] > 0))
 
 
 def train_supervised(
@@ -133,34 +81,62 @@ def train_supervised(
     *,
     pad_token_id: int,
     on_progress: OnProgress | None = None,
+    hooks: Hooks | None = None,
+    devices: Devices | None = None,
 ) -> SftResult:
-    """Train `model` in place on `examples` and return the curve.
+    """Train what is trainable of `model` in place on `examples` and return the curve.
 
     L = - sum_t w_t log pi(y_t | y_<t) / sum_t w_t over each minibatch (design/algorithms.md, 2.1), AdamW, linear
-    warmup and cosine decay. Raises TrainingError on the first loss or gradient that is not finite; the weights
+    warmup and cosine decay. `hooks` hears of every optimizer step and may resume an earlier run; `devices` shares
+    each minibatch out. Raises TrainingError on the first loss or gradient that is not finite; the weights
     are then unchanged by that minibatch.
     """
+    hooks, devices = hooks or Hooks(), devices or Devices(device=model.device.type)
     minibatches = plan_minibatches(examples, settings)
     optimizer = build_optimizer(model, settings)
-    losses: list[float] = []
-    tokens = 0
-    model.train()
-    for at, rows in enumerate(minibatches):
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    losses, tokens, start = list[float](), 0, 0
+    if hooks.resume is not None:
+        restore(hooks.resume, {"model": model}, optimizer)
+        start, tokens = hooks.resume.step, int(hooks.resume.numbers["tokens"])
+        losses = [float(loss) for loss in hooks.resume.numbers["losses"]]
+    model.eval()
+    for at, rows in enumerate(minibatches[start:], start=start):
+        began = time.perf_counter()
         learning_rate = settings.learning_rate * schedule_share(at, len(minibatches), settings.warmup_share)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        loss = accumulate_gradients(model, rows, settings, pad_token_id)
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(f"minibatch {at}: loss {loss}, gradient norm {norm}")
+        seen = accumulate_gradients(model, rows, settings, pad_token_id, devices)
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm))
+        if not (math.isfinite(seen.loss) and math.isfinite(norm)):
+            raise TrainingError(f"minibatch {at}: loss {seen.loss}, gradient norm {norm}")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss)
-        tokens += sum(len(example.token_ids) for row in rows for example in row)
+        losses.append(seen.loss)
+        read = sum(len(example.token_ids) for row in rows for example in row)
+        tokens += read
+        progress = SftProgress(at + 1, len(minibatches), seen.loss, learning_rate, norm, tokens)
+        hooks.log(_metrics(progress, seen, read, time.perf_counter() - began))
+        hooks.progress("fine-tuning", (at + 1) / len(minibatches))
         if on_progress is not None:
-            on_progress(SftProgress(at + 1, len(minibatches), loss, learning_rate, norm, tokens))
-    model.train(False)
+            on_progress(progress)
+        if hooks.keeps(at + 1) and hooks.keep is not None:
+            numbers = {"tokens": tokens, "losses": list(losses)}
+            hooks.keep(capture(at + 1, {"model": model}, optimizer, numbers=numbers))
     return SftResult(tuple(losses), tokens)
+
+
+def _metrics(progress: SftProgress, seen: MinibatchLoss, read: int, seconds: float) -> Metrics:
+    return {
+        "step": float(progress.minibatch),
+        "loss": progress.loss,
+        "learning_rate": progress.learning_rate,
+        "grad_norm": progress.gradient_norm,
+        "tokens": float(progress.tokens),
+        "padding_fraction": seen.padding,
+        "tokens_per_s": read / seconds,
+        "time/step": seconds,
+    }
 
 
 def plan_minibatches(examples: Sequence[SftExample], settings: SftSettings) -> list[list[list[SftExample]]]:
@@ -190,25 +166,35 @@ def _packed_rows(
 
 
 def accumulate_gradients(
-    model: PreTrainedModel, rows: Sequence[Sequence[SftExample]], settings: SftSettings, pad_token_id: int
-) -> float:
-    """Add the gradient of one minibatch's loss to the parameters and return the mean response loss in nats.
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[SftExample]],
+    settings: SftSettings,
+    pad_token_id: int,
+    devices: Devices | None = None,
+) -> MinibatchLoss:
+    """Add the gradient of one minibatch's loss to the parameters, and say what the loss was.
 
     The divisor is the weight of the whole minibatch, known before the first backward pass: a mean per microbatch
     would give tokens in sparse microbatches more say than others.
     """
-    size = settings.rows_per_microbatch
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-    batches = [collate(part, settings.row_tokens, pad_token_id).to(model.device) for part in parts]
-    total_weight = sum(float(target_weights(batch, settings.prompt_weight).sum()) for batch in batches)
-    responses = sum(int(batch.response_mask.sum()) for batch in batches)
-    response_loss = 0.0
-    for batch in batches:
-        logprobs = next_token_logprobs(model, batch)
-        loss = -(logprobs * target_weights(batch, settings.prompt_weight)).sum() / total_weight
-        torch.autograd.backward(loss)
-        response_loss -= float((logprobs.detach() * batch.response_mask[:, 1:]).sum())
-    return response_loss / responses
+    devices = devices or Devices(device=model.device.type)
+    documents = sorted((each for row in rows for each in row), key=lambda each: len(each.token_ids))
+    total_weight = sum(_weight(each, settings.prompt_weight) for each in documents)
+    batch_tokens = settings.rows_per_microbatch * settings.row_tokens
+    share = devices.share(documents)
+    layout = lay_out(share, settings.row_tokens, batch_tokens, attention_cost(model)) if share else []
+    response_loss, computed = add_gradients(model, layout, settings.prompt_weight, total_weight, pad_token_id, devices)
+    devices.sum_gradients(model.parameters())
+    seen = devices.sum_numbers({"loss": response_loss, "computed": float(computed)})
+    responses = sum(sum(each.response_mask[1:]) for each in documents)
+    read = sum(len(each.token_ids) for each in documents)
+    return MinibatchLoss(seen["loss"] / responses, 1.0 - read / seen["computed"])
+
+
+def _weight(example: SftExample, prompt_weight: float) -> float:
+    """The sum of an example's `target_weights`."""
+    counted = sum(example.response_mask[1:])
+    return counted + prompt_weight * (len(example.token_ids) - 1 - counted)
 
 
 def schedule_share(minibatch: int, minibatches: int, warmup_share: float) -> float:

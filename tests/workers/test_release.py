@@ -10,7 +10,8 @@ from rlhf_core.models.load import load_policy
 from rlhf_core.records import GateReport, Job, Manifest, PolicyVersion
 from rlhf_core.settings import Secret, Settings
 from tests.rlhf_core.store.records_in_store import job
-from workers.finetune import finish_published, ppo_settings, write_candidate
+from workers.algorithms import ppo_settings
+from workers.finetune import finish_published, write_candidate
 from workers.release import gate_settings, publish
 from workers.stores import Stores, open_stores
 

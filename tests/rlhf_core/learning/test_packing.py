@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_core.errors import TrainingError
-from rlhf_core.learning.packing import collate, pack_first_fit
+from rlhf_core.learning.packing import collate, lay_out, one_to_a_row, pack_first_fit, row_width
 from rlhf_core.learning.sft import SftExample
 
 
@@ -51,3 +51,46 @@ def test_attention_looks_back_within_a_document_only() -> None:
         [False, False, True, True, False],
         [False, False, False, False, True],
     ]
+
+
+def documents(*lengths: int) -> list[SftExample]:
+    return [SftExample(tuple(range(length)), (True,) * length) for length in lengths]
+
+
+def lengths_of(layout: list[list[list[SftExample]]]) -> list[list[list[int]]]:
+    return [[[len(document.token_ids) for document in row] for row in batch] for batch in layout]
+
+
+def test_short_documents_stand_alone_and_long_rows_of_uneven_ones_are_packed() -> None:
+    # Rows of 8, attention at 1 per pair. Packed: one row [5, 2] of width 7, 7 x (1 + 7) = 56. Alone: two rows of
+    # width 5, no mask and so half of the pairs, 10 x (1 + 5 / 2) = 35.
+    assert lengths_of(lay_out(documents(2, 5), 8, 64, 1.0)) == [[[5], [2]]]
+    # Attention for nothing: packed computes 7 tokens, alone 10.
+    assert lengths_of(lay_out(documents(2, 5), 8, 64, 0.0)) == [[[5, 2]]]
+    # Documents that must not be packed.
+    assert lengths_of(lay_out(documents(2, 5), 8, 64, float("inf"))) == [[[5], [2]]]
+
+
+def test_rows_of_one_document_are_cut_where_padding_or_tokens_would_be_too_many() -> None:
+    # At most 2,000 tokens a batch: 3 x 600 fit, a fourth would not. 450 is less than 80 % of 600, and three rows
+    # of 600 are more than the least batch, so it would begin a batch even if it fitted. Beside 580 it goes along,
+    # because one row is too small a batch; two rows of 580 are not, so 100 does not.
+    batches = one_to_a_row(documents(600, 600, 590, 580, 450, 100), 2000)
+    assert lengths_of(batches) == [[[600], [600], [590]], [[580], [450]], [[100]]]
+    assert lengths_of(one_to_a_row(documents(600, 600, 450), 2000)) == [[[600], [600]], [[450]]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(min_value=1, max_value=40), min_size=1, max_size=40),
+    st.sampled_from([0.0, 0.01, 1.0, float("inf")]),
+)
+def test_a_layout_holds_every_document_once_within_its_bounds(lengths: list[int], pair_cost: float) -> None:
+    layout = lay_out(documents(*lengths), 40, 120, pair_cost)
+    assert sorted(length for batch in lengths_of(layout) for row in batch for length in row) == sorted(lengths)
+    assert all(row_width(batch) * len(batch) <= 120 and row_width(batch) <= 40 for batch in layout)
+
+
+def test_rows_of_one_document_need_no_mask() -> None:
+    assert collate([[each] for each in documents(2, 3)], 3, 0).one_each
+    assert not collate([documents(2, 3)], 5, 0).one_each

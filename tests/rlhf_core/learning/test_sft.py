@@ -11,18 +11,26 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_core.desk.tokenizer import train_tokenizer
 from rlhf_core.errors import SettingsError, TrainingError
+from rlhf_core.learning.devices import Devices
+from rlhf_core.learning.hooks import Hooks, Metrics
 from rlhf_core.learning.packing import collate
 from rlhf_core.learning.sft import (
     SftExample,
     accumulate_gradients,
     encode_conversation,
-    next_token_logprobs,
     plan_minibatches,
     schedule_share,
-    target_weights,
     train_supervised,
 )
+from rlhf_core.learning.sft_loss import (
+    add_gradients,
+    attention_cost,
+    next_token_logprobs,
+    target_weights,
+    wanted_logprobs,
+)
 from rlhf_core.learning.sft_settings import SftSettings
+from rlhf_core.learning.training_state import TrainingState
 
 PAD = 0
 CONVERSATION = (
@@ -124,7 +132,7 @@ def test_padding_changes_neither_loss_nor_gradient() -> None:
     wide = msgspec.structs.replace(settings, row_tokens=64)
     a = accumulate_gradients(tight, [EXAMPLES], settings, PAD)
     b = accumulate_gradients(loose, [[each] for each in EXAMPLES], wide, PAD)
-    assert a == pytest.approx(b, abs=1e-6)
+    assert a.loss == pytest.approx(b.loss, abs=1e-6)
     torch.testing.assert_close(gradients(tight), gradients(loose), atol=1e-6, rtol=0)
 
 
@@ -135,14 +143,14 @@ def test_accumulated_microbatches_give_the_gradient_of_one_big_batch() -> None:
     # Rows with 3, 5, 2 and 2 response tokens: a mean per microbatch would weigh them alike and fail here.
     a = accumulate_gradients(whole, rows, settings, PAD)
     b = accumulate_gradients(pieces, rows, msgspec.structs.replace(settings, rows_per_microbatch=1), PAD)
-    assert a == pytest.approx(b, abs=1e-6)
+    assert a.loss == pytest.approx(b.loss, abs=1e-6)
     torch.testing.assert_close(gradients(whole), gradients(pieces), atol=1e-6, rtol=0)
 
 
 def test_the_loss_of_a_uniform_model_is_the_log_of_the_vocabulary() -> None:
     model = tiny_model(vocab_size=16)
     torch.nn.init.zeros_(model.lm_head.weight)
-    loss = accumulate_gradients(model, [EXAMPLES], SftSettings(row_tokens=24), PAD)
+    loss = accumulate_gradients(model, [EXAMPLES], SftSettings(row_tokens=24), PAD).loss
     assert loss == pytest.approx(math.log(16), abs=1e-6)
 
 
@@ -208,3 +216,99 @@ def test_settings_that_cannot_train_are_refused_by_name_and_value() -> None:
         SftSettings(row_tokens=-1)
     with pytest.raises(SettingsError, match=r"prompt_weight .* not 1\.5"):
         SftSettings(prompt_weight=1.5)
+
+
+def test_packed_and_unpacked_layouts_give_the_same_loss_and_gradients() -> None:
+    packed, alone = tiny_model(), tiny_model()
+    devices = Devices(device="cpu")
+    # 4 rows of two documents' worth against 4 rows of one: 12 response tokens, prompts at 0.3.
+    a, computed = add_gradients(packed, [[EXAMPLES[:2], EXAMPLES[2:]]], 0.3, 12.0, PAD, devices)
+    b, alone_computed = add_gradients(alone, [[[each] for each in EXAMPLES]], 0.3, 12.0, PAD, devices)
+    assert (computed, alone_computed) == (24, 24)
+    assert a == pytest.approx(b, abs=1e-5)
+    torch.testing.assert_close(gradients(packed), gradients(alone), atol=1e-5, rtol=0)
+
+
+def test_a_mask_that_lets_documents_see_each_other_would_be_noticed() -> None:
+    model = tiny_model()
+    batch = collate([EXAMPLES], 22, PAD)
+    leaking = batch._replace(segment_ids=torch.ones_like(batch.segment_ids))._replace(position_ids=batch.position_ids)
+    mask = leaking.attention_mask(torch.float32)
+    logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=mask).logits[:, :-1]
+    leaked = logits.log_softmax(-1).gather(2, batch.input_ids[:, 1:, None])[..., 0]
+    counted = batch.position_ids[:, 1:] > 0
+    gap = (leaked - next_token_logprobs(model, batch))[counted].abs().max()
+    assert gap > 1e-2
+
+
+def test_only_wanted_positions_reach_the_head_and_say_the_same() -> None:
+    model = tiny_model()
+    batch = collate([[each] for each in EXAMPLES], 6, PAD)
+    wanted = target_weights(batch, 0.0) > 0
+    torch.testing.assert_close(
+        wanted_logprobs(model, batch, wanted), next_token_logprobs(model, batch)[wanted], atol=1e-6, rtol=0
+    )
+    assert int(wanted.sum()) == 12  # 3 + 5 + 2 + 2 response tokens
+
+
+def test_models_with_windows_are_never_packed() -> None:
+    model = tiny_model()
+    # 2 layers of width 32; 16 x 32 head, 4 x 32 x 32 attention and 3 x 32 x 48 MLP weights a layer, 5 norms of 32.
+    weights = 16 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48) + 5 * 32
+    assert attention_cost(model) == pytest.approx(4 * 32 * 2 / (2 * weights))
+    model.config.sliding_window = 4
+    assert attention_cost(model) == math.inf
+
+
+def test_a_resumed_run_ends_in_the_same_bits_and_tells_the_same_metrics() -> None:
+    settings = SftSettings(learning_rate=1e-2, epochs=6, row_tokens=8, rows_per_minibatch=2, rows_per_microbatch=1)
+    whole, broken, kept, told, retold = tiny_model(), tiny_model(), list[TrainingState](), list[Metrics](), []
+    first = train_supervised(
+        whole, EXAMPLES, settings, pad_token_id=PAD, hooks=Hooks(log=told.append, keep=kept.append, keep_every=5)
+    )
+    assert [state.step for state in kept] == [5, 10]
+    second = train_supervised(
+        broken, EXAMPLES, settings, pad_token_id=PAD, hooks=Hooks(log=retold.append, resume=kept[0])
+    )
+    assert first == second
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), broken.parameters(), strict=True))
+    timed = {"time/step", "tokens_per_s"}
+    for ours, theirs in zip(told[5:], retold, strict=True):
+        assert {name: ours[name] for name in ours.keys() - timed} == {
+            name: theirs[name] for name in ours.keys() - timed
+        }
+
+
+def test_only_what_is_trainable_learns() -> None:
+    model = tiny_model()
+    model.requires_grad_(False)
+    model.lm_head.weight.requires_grad_(True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train_supervised(model, EXAMPLES, SftSettings(row_tokens=24, learning_rate=1e-2), pad_token_id=PAD)
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == ["lm_head.weight"]
+
+
+def test_bfloat16_computes_close_by_and_float32_weights_learn() -> None:
+    exact, halved = tiny_model(), tiny_model()
+    settings = SftSettings(row_tokens=24)
+    rows = [[each] for each in EXAMPLES]
+    a = accumulate_gradients(exact, rows, settings, PAD)
+    b = accumulate_gradients(halved, rows, settings, PAD, Devices("bfloat16", "cpu"))
+    # bfloat16 keeps 8 bits: 2^-8 of a loss near 3 is about 0.01.
+    assert b.loss == pytest.approx(a.loss, abs=0.05)
+    assert b.loss != a.loss
+    assert gradients(halved).dtype == torch.float32
+    assert torch.cosine_similarity(gradients(exact), gradients(halved), dim=0) > 0.99
+
+
+def test_dropout_stays_off() -> None:
+    model = tiny_model()
+    model.config.attention_dropout = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.train()
+    settings = SftSettings(learning_rate=1e-3, row_tokens=24)
+    result = train_supervised(model, EXAMPLES, settings, pad_token_id=PAD)
+    plain = train_supervised(tiny_model(), EXAMPLES, settings, pad_token_id=PAD)
+    assert result.losses == plain.losses
