@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: up test check demo bench soak desk chart clean
+.PHONY: up test check demo bench bench-learning compare soak desk chart clean
 .DEFAULT_GOAL := up
 
 $(STAMP): requirements.lock pyproject.toml
@@ -32,8 +32,14 @@ demo: $(STAMP)  ## scripted raters teach the running system
 bench: $(STAMP)  ## speed of serving and of a swap
 	@$(BIN)/python -m server.bench
 
+bench-learning: $(STAMP)  ## speed and memory of the trainings
+	@$(BIN)/python -m rlhf_core.bench
+
 soak: $(STAMP)  ## an hour of mixed load, and what it leaves behind
 	@$(BIN)/python -m server.soak
+
+compare: $(STAMP)  ## what each way of learning makes of the same judgements, on the desk
+	@$(BIN)/python -m rlhf_core.desk.comparison
 
 desk: $(STAMP)  ## rebuild the bundled model from its seed
 	$(BIN)/python -m rlhf_core.desk.build

@@ -23,6 +23,8 @@ HOMES = {
     "matplotlib": ("ui/",),
     "redis": ("rlhf_core/store/",),
     "supervisor": ("rlhf_core/up.py",),
+    "pyarrow": ("rlhf_core/runs/",),
+    "tqdm": ("rlhf_core/runs/", "ui/"),
     **dict.fromkeys(TENSOR_LIBRARIES, ("rlhf_core/",)),
 }
 """Outside `rlhf_core`, only the bench may touch a tensor library: it races `generate()`."""
@@ -32,6 +34,7 @@ HOMES["transformers"] += ("server/bench/",)
 
 RECORDS_TIER = (
     "records",
+    "axes",
     "settings",
     "errors",
     "checkpoints",
@@ -43,6 +46,21 @@ RECORDS_TIER = (
     "ledger",
     "up",
     "cli",
+    "learning.sft_settings",
+    "models.lora_settings",
+    "runs.options",
+    "runs.data_files",
+    "runs.rows",
+    "runs.tally",
+    "runs.sft",
+    "runs.reward",
+    "runs.ppo",
+    "runs.dpo",
+    "runs.kto",
+    "runs.rloo",
+    "runs.score",
+    "runs.estimate",
+    "runs.verify",
     "store",
     "desk.slots",
     "desk.grammar",

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from rlhf_core.errors import CheckpointError, NotFoundError
@@ -188,3 +189,14 @@ def test_reading_preferences_never_loads_torch() -> None:
     code = f"import sys, {modules}\nprint('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "False\n"
+
+
+def test_judgements_of_an_earlier_release_still_load() -> None:
+    rating, pair = msgspec.to_builtins(rated("a", "t")), msgspec.to_builtins(paired("b", "t"))
+    for later in ("reasons", "created_at"):
+        del rating[later]
+    for later in ("tie", "margin", "reasons", "created_at"):
+        del pair[later]
+    assert msgspec.convert(rating, RatedResponse) == rated("a", "t")
+    loaded = msgspec.convert(pair, PreferencePair)
+    assert (loaded.tie, loaded.margin, loaded.reasons, loaded.created_at) == (False, 0.0, (), 0.0)

@@ -1,0 +1,16 @@
+"""What `--compute` means on this machine."""
+
+from __future__ import annotations
+
+import torch
+
+from rlhf_core.learning.devices import Compute
+from rlhf_core.models.placement import has_bfloat16
+
+
+def choose_compute(wanted: str) -> Compute:
+    """`auto` is bfloat16 where the device multiplies it in hardware."""
+    if wanted != "auto":
+        return "bfloat16" if wanted == "bfloat16" else "float32"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bfloat16" if has_bfloat16(device) else "float32"
