@@ -93,6 +93,8 @@ def serve(settings: Settings, listener: socket.socket, stores: Stores) -> int:
     )
     where = {"host": settings.host, "port": settings.api_port}
     structlog.get_logger().info("serving", **where, policy_version=policy.policy_version, **describe(policy))
+    # This function lasts as long as the process: held here, the first policy would outlive every swap.
+    del policy
     _forget_garbage()
     return _run(DrainingServer(config, lambda hurry: serving.drain(DRAIN_SECONDS, hurry)), listener)
 

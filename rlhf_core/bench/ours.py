@@ -57,7 +57,7 @@ def lora(directory: Path, devices: Devices, updates: int) -> Metrics:
     def good_words(_prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> Tensor:
         return torch.tensor([sum(one < task.GOOD_WORDS for one in each) / len(each) for each in responses])
 
-    settings = equal_work(updates=updates, epochs=2, max_new_tokens=64)
+    settings = equal_work(updates=updates, epochs=2, max_new_tokens=64, microbatch_tokens=512)
     return _rates(_train(trainee, good_words, settings, 64, devices))
 
 
@@ -68,6 +68,8 @@ def equal_work(**changes: object) -> PPOSettings:
             "rollouts": task.ROLLOUTS,
             "epochs": task.EPOCHS,
             "minibatch_size": task.ROLLOUTS // task.MINIBATCHES,
+            # A minibatch in one pass, as TRL takes it.
+            "microbatch_tokens": 2048,
             "max_new_tokens": task.RESPONSE_TOKENS,
             "learning_rate": 3e-6,
             "target_kl": 1e9,
@@ -100,7 +102,8 @@ def _rates(seen: list[Metrics]) -> Metrics:
 
 
 def reward(directory: Path, devices: Devices, _updates: int) -> Metrics:
-    """One epoch over the pairs, then accuracy on held-out ones. Everything counts but loading and tokenising."""
+    """One epoch over the pairs, then accuracy on held-out ones. The rate is that of the epoch, as of TRL's; what comes
+    before it (the head is solved for) and after it (scores are normalised and measured) is in `time/all`."""
     policy = load_policy(directory)
     train, held_out = (
         [_as_pair(row, at, policy.tokenizer) for at, row in enumerate(task.pairs(count, seed))]
@@ -109,14 +112,17 @@ def reward(directory: Path, devices: Devices, _updates: int) -> Metrics:
     settings = RewardSettings(
         epochs=1, batch_size=task.BATCH, learning_rate=LEARNING_RATE, rater_model=False, ensemble=0
     )
-    started = time.perf_counter()
-    trained = train_reward_model(directory, [], train, settings, 0, devices=devices)
-    seconds = time.perf_counter() - started
+    began, ends = time.perf_counter(), list[float]()
+    hooks = Hooks(log=lambda _: ends.append(time.perf_counter()))
+    trained = train_reward_model(directory, [], train, settings, 0, hooks, devices=devices)
+    steps = task.TRAIN_PAIRS // task.BATCH
+    seconds = (ends[steps - 1] - ends[WARM_STEPS - 1]) / (steps - WARM_STEPS)
     sides = [
         score(trained.model, [(each.prompt_token_ids, answer(each)) for each in held_out])
         for answer in (lambda pair: pair.chosen_token_ids, lambda pair: pair.rejected_token_ids)
     ]
-    return {"rate": len(train) / seconds, "accuracy": float((sides[0] > sides[1]).float().mean())}
+    accuracy = float((sides[0] > sides[1]).float().mean())
+    return {"rate": task.BATCH / seconds, "accuracy": accuracy, "time/all": time.perf_counter() - began}
 
 
 def _as_pair(row: dict[str, str], at: int, tokenizer: PreTrainedTokenizerBase) -> PreferencePair:

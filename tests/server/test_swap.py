@@ -6,12 +6,13 @@ import asyncio
 import json
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_core.engine.engine import Engine
 from rlhf_core.engine.sequence import GenerationRequest
@@ -22,7 +23,7 @@ from server.metrics import Metrics
 from server.serving import Serving
 from server.wire import CHAT, Address, Wire, chat_bytes, request_bytes
 from tests.conftest import make_tiny_model_in
-from tests.server.conftest import Site, chat_body, copy_model, eventually, sse, with_long_context
+from tests.server.conftest import Site, chat_body, copy_model, eventually, run_site, sse, with_long_context
 
 Weights = dict[str, Any]
 """Names to tensors."""
@@ -255,3 +256,33 @@ def follow(site: Site, model: Path) -> int:
 def serving_version(site: Site) -> int:
     version: int = site.http.get("/v1/status").json()["serving"]["policy_version"]
     return version
+
+
+@pytest.fixture
+def wide_site(long_model_dir: Path, tmp_path: Path) -> Iterator[Site]:
+    yield from run_site(widened(long_model_dir, tmp_path / "wide"), tmp_path, max_context=64)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from Linux's /proc")
+def test_a_replaced_policy_takes_its_memory_with_it(wide_site: Site, tmp_path: Path) -> None:
+    before = resident_megabytes(wide_site)
+    for version in (2, 3):
+        wide_site.publish(tmp_path / "wide")
+        eventually(lambda version=version: serving_version(wide_site) == version, 60)
+    # One set is 64 MB of weights and as much again in the order that the processor likes.
+    eventually(lambda: resident_megabytes(wide_site) < before + 48, 10)
+
+
+def widened(model: Path, directory: Path) -> Path:
+    """A copy with 16 million weights, 64 MB."""
+    directory.mkdir()
+    copy_model(model, directory)
+    config = LlamaConfig.from_pretrained(directory)
+    config.update({"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "head_dim": 128})
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+def resident_megabytes(site: Site) -> int:
+    lines = Path(f"/proc/{site.server.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS"))
