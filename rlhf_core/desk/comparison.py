@@ -200,7 +200,7 @@ def _agreement(policy: LoadedPolicy, scores: ScoreFunction, seed: int) -> float:
 
 
 REWARD: Final = RewardSettings()
-PPO: Final = PPOSettings(learning_rate=1e-4, updates=8, target_kl=0.05)
+PPO: Final = PPOSettings(learning_rate=2e-4, epochs=4, target_kl=0.1)
 
 
 def ppo(trainee: Trainable, lesson: Lesson) -> None:
