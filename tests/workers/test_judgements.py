@@ -33,7 +33,9 @@ def test_what_was_withdrawn_or_changed_after_its_batch_is_dropped(redis_client: 
     assert [(each.interaction_id, each.value) for each in ratings] == [("a", "up"), ("c", "down")]
 
 
-def test_the_tie_and_the_thumbs_of_a_both_bad_stand_as_long_as_the_choice(redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_the_tie_and_the_thumbs_of_a_both_bad_stand_as_long_as_the_choice(
+    redis_client: redis.Redis, tmp_path: Path
+) -> None:
     open_comparison(redis_client)
     feedback = FeedbackStore(redis_client)
     feedback.choose("cmp", "ann", "both_bad", now=5.0)
