@@ -37,6 +37,7 @@ RECORDS_TIER = (
     "axes",
     "settings",
     "errors",
+    "checked",
     "checkpoints",
     "compatibility",
     "baselines",

@@ -6,7 +6,7 @@ All of them get the same judgements, reward model and prompts, use what they can
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -79,39 +79,32 @@ def train_policy_by(settings: Settings, trainee: Trainable, material: Material, 
 
 def ppo_settings(settings: Settings) -> PPOSettings:
     return PPOSettings(
-        updates=settings.ppo_updates,
+        **_cycle(settings),
         rollouts=settings.ppo_rollouts,
         epochs=settings.ppo_epochs,
         minibatch_size=settings.ppo_minibatch_size,
         learning_rate=settings.ppo_learning_rate,
         value_coef=settings.ppo_value_coef,
         kl_coef=settings.ppo_kl_coef,
-        kl_budget=settings.gate_kl_budget,
         clip_range=settings.ppo_clip_range,
         value_clip_range=settings.ppo_value_clip_range,
         gamma=settings.ppo_gamma,
         gae_lambda=settings.ppo_gae_lambda,
         target_kl=settings.ppo_target_kl,
-        max_new_tokens=settings.ppo_max_new_tokens,
-        missing_end_penalty=settings.ppo_missing_end_penalty,
     )
 
 
 def rloo_settings(settings: Settings) -> RLOOSettings:
     return RLOOSettings(
+        **_cycle(settings),
+        **_grouped(settings, settings.group_size),
         group_size=settings.group_size,
-        updates=settings.ppo_updates,
-        rollouts=max(settings.ppo_rollouts, settings.group_size),
         epochs=settings.ppo_epochs,
-        minibatch_size=max(settings.ppo_minibatch_size, 2),
         learning_rate=settings.ppo_learning_rate,
         kl_coef=settings.ppo_kl_coef,
-        kl_budget=settings.gate_kl_budget,
         clip_range=settings.ppo_clip_range,
         clip_range_high=settings.ppo_clip_range,
         target_kl=settings.ppo_target_kl,
-        max_new_tokens=settings.ppo_max_new_tokens,
-        missing_end_penalty=settings.ppo_missing_end_penalty,
     )
 
 
@@ -128,44 +121,54 @@ def grpo_settings(settings: Settings) -> RLOOSettings:
 
 def online_dpo_settings(settings: Settings) -> OnlineDPOSettings:
     return OnlineDPOSettings(
-        updates=settings.ppo_updates,
-        rollouts=max(settings.ppo_rollouts, 2),
-        minibatch_size=max(settings.ppo_minibatch_size, 2),
+        **_cycle(settings),
+        **_grouped(settings, 2),
         learning_rate=settings.preference_learning_rate,
         kl_coef=settings.preference_kl_coef,
-        kl_budget=settings.gate_kl_budget,
-        max_new_tokens=settings.ppo_max_new_tokens,
-        missing_end_penalty=settings.ppo_missing_end_penalty,
     )
 
 
 def best_of_n_settings(settings: Settings) -> BestOfNSettings:
     return BestOfNSettings(
+        **_cycle(settings),
+        **_grouped(settings, settings.group_size),
         candidates=settings.group_size,
-        updates=settings.ppo_updates,
-        rollouts=max(settings.ppo_rollouts, settings.group_size),
         epochs=settings.ppo_epochs,
-        minibatch_size=max(settings.ppo_minibatch_size, 2),
         learning_rate=settings.ppo_learning_rate,
-        kl_budget=settings.gate_kl_budget,
-        max_new_tokens=settings.ppo_max_new_tokens,
-        missing_end_penalty=settings.ppo_missing_end_penalty,
     )
 
 
 def dpo_settings(settings: Settings) -> DPOSettings:
-    return DPOSettings(
-        epochs=settings.preference_epochs,
-        minibatch_size=PREFERENCE_BATCH,
-        learning_rate=settings.preference_learning_rate,
-        kl_coef=settings.preference_kl_coef,
-    )
+    return DPOSettings(**_judged(settings))
 
 
 def kto_settings(settings: Settings) -> KTOSettings:
-    return KTOSettings(
-        epochs=settings.preference_epochs,
-        minibatch_size=PREFERENCE_BATCH,
-        learning_rate=settings.preference_learning_rate,
-        kl_coef=settings.preference_kl_coef,
-    )
+    return KTOSettings(**_judged(settings))
+
+
+def _cycle(settings: Settings) -> dict[str, Any]:
+    """What everything that samples shares."""
+    return {
+        "updates": settings.ppo_updates,
+        "kl_budget": settings.gate_kl_budget,
+        "max_new_tokens": settings.ppo_max_new_tokens,
+        "missing_end_penalty": settings.ppo_missing_end_penalty,
+    }
+
+
+def _grouped(settings: Settings, responses: int) -> dict[str, Any]:
+    """Rollouts for at least one prompt with so many `responses`, and minibatches that can compare."""
+    return {
+        "rollouts": max(settings.ppo_rollouts, responses),
+        "minibatch_size": max(settings.ppo_minibatch_size, 2),
+    }
+
+
+def _judged(settings: Settings) -> dict[str, Any]:
+    """What everything that learns from judgements themselves shares."""
+    return {
+        "epochs": settings.preference_epochs,
+        "minibatch_size": PREFERENCE_BATCH,
+        "learning_rate": settings.preference_learning_rate,
+        "kl_coef": settings.preference_kl_coef,
+    }

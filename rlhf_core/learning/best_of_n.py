@@ -8,7 +8,6 @@ less where some do (Beirami et al. 2401.01879), so that score and KL of any N ca
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +21,14 @@ from rlhf_core.learning.analyse import TokenBatch, TokenIds, analyse
 from rlhf_core.learning.answer_logprobs import Answer, microbatches
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.dpo import mean_metrics
-from rlhf_core.learning.fresh_responses import Drawn, Source, draw_responses, fresh_metrics, shaped_scores_of
+from rlhf_core.learning.fresh_responses import (
+    Drawn,
+    FreshResponses,
+    Source,
+    draw_responses,
+    run_updates,
+    shaped_scores_of,
+)
 from rlhf_core.learning.hooks import Hooks, Metrics
 from rlhf_core.learning.policy_steps import PolicySteps, alone, linear_share, shuffled_minibatches
 from rlhf_core.learning.ppo import ScoreFunction
@@ -131,28 +137,16 @@ def train_best_of_n(
     hooks, devices = hooks or Hooks(), devices or alone(trainee)
     source = Source(trainee, score_fn, prompts, settings, seed, devices)
     learner = AnswerLearner(settings, PolicySteps(trainee, settings, devices))
-    history: list[Metrics] = []
-    for update in range(learner.steps.resume(hooks), settings.updates):
-        began = time.perf_counter()
-        hooks.progress(f"rollouts {update + 1}/{settings.updates}", update / settings.updates)
-        fresh = source.read(source.draw(update, settings.candidates))
-        metrics = fresh_metrics(fresh, settings)
-        sampled = time.perf_counter()
-        hooks.progress(f"update {update + 1}/{settings.updates}", (update + 0.5) / settings.updates)
-        stopped = fresh.kl_seq > settings.kl_budget
-        if not stopped:
-            kept = best_answers(fresh.drawn, settings.candidates)
-            metrics["objective/best_score"] = float(
-                fresh.drawn.shaped_scores.view(-1, settings.candidates).max(-1).values.mean()
-            )
-            metrics |= learner.learn(kept, update, seed)
-        metrics |= {"time/sample": sampled - began, "time/improve": time.perf_counter() - sampled}
-        history.append(learner.steps.report(hooks, update + 1, metrics | {"stopped": float(stopped)}))
-        if stopped:
-            break
-    trainee.refresh()
-    hooks.progress("done", 1.0)
-    return history
+
+    def draw(update: int) -> FreshResponses:
+        return source.read(source.draw(update, settings.candidates))
+
+    def learn(fresh: FreshResponses, update: int) -> Metrics:
+        best = fresh.drawn.shaped_scores.view(-1, settings.candidates).max(-1).values
+        learned = learner.learn(best_answers(fresh.drawn, settings.candidates), update, seed)
+        return {"objective/best_score": float(best.mean())} | learned
+
+    return run_updates(learner.steps, settings, hooks, draw, learn)
 
 
 def best_answers(drawn: Drawn, candidates: int) -> list[Answer]:

@@ -7,10 +7,9 @@ earlier one stopped therefore draws what that one would have drawn, and several 
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -22,10 +21,11 @@ from rlhf_core.learning.alternatives_settings import SamplingSettings
 from rlhf_core.learning.analyse import TokenIds
 from rlhf_core.learning.answer_logprobs import Answer, ReadAnswer, read_answers
 from rlhf_core.learning.devices import Devices
-from rlhf_core.learning.hooks import Metrics
+from rlhf_core.learning.hooks import Hooks, Metrics
+from rlhf_core.learning.policy_steps import PolicySteps
 from rlhf_core.learning.ppo import ScoreFunction
 from rlhf_core.learning.ppo_metrics import distinct_share
-from rlhf_core.learning.rollouts import SampledResponse, request_seed, sample
+from rlhf_core.learning.rollouts import SampledResponse, prompts_at, request_seed, sample
 from rlhf_core.models.load import LoadedPolicy
 from rlhf_core.models.trainable import Trainable
 from rlhf_core.records import Sampling
@@ -89,8 +89,8 @@ class Source:
         Raises TrainingError when there is no prompt, or a score is not finite.
         """
         groups = max(1, self.settings.rollouts // copies)
-        queue = islice(endless(self.prompts, self.seed), update * groups, (update + 1) * groups)
-        prompts = [prompt for prompt in queue for _ in range(copies)]
+        asked = prompts_at(self.prompts, range(update * groups, (update + 1) * groups), self.seed)
+        prompts = [prompt for prompt in asked for _ in range(copies)]
         self.trainee.refresh()
         responses = draw_responses(self.trainee.policy, prompts, self.settings, self.seed, update, self.devices)
         return Drawn(responses, *shaped_scores_of(responses, self.score_fn, self.settings, self.devices))
@@ -104,6 +104,38 @@ class Source:
         with self.trainee.reference() as model:
             theirs = read_answers(model, answers, self.settings, self.devices, minibatches=minibatches)
         return FreshResponses(drawn, ours, [each.logprobs for each in theirs])
+
+
+def run_updates(
+    steps: PolicySteps,
+    settings: SamplingSettings,
+    hooks: Hooks,
+    draw: Callable[[int], FreshResponses],
+    learn: Callable[[FreshResponses, int], Metrics],
+) -> list[Metrics]:
+    """Sample and learn in turn, from where an earlier run stopped, until the KL budget or the last update.
+
+    `draw` gives the responses of an update counted from 0, `learn` learns from them and says what it measured. Returns
+    what was logged.
+    """
+    history: list[Metrics] = []
+    for update in range(steps.resume(hooks), settings.updates):
+        began = time.perf_counter()
+        hooks.progress(f"rollouts {update + 1}/{settings.updates}", update / settings.updates)
+        fresh = draw(update)
+        metrics = fresh_metrics(fresh, settings)
+        sampled = time.perf_counter()
+        hooks.progress(f"update {update + 1}/{settings.updates}", (update + 0.5) / settings.updates)
+        stopped = fresh.kl_seq > settings.kl_budget
+        if not stopped:
+            metrics |= learn(fresh, update)
+        metrics |= {"time/sample": sampled - began, "time/improve": time.perf_counter() - sampled}
+        history.append(steps.report(hooks, update + 1, metrics | {"stopped": float(stopped)}))
+        if stopped:
+            break
+    steps.trainee.refresh()
+    hooks.progress("done", 1.0)
+    return history
 
 
 def draw_responses(
@@ -153,13 +185,6 @@ def finite_scores(score_fn: ScoreFunction, responses: Sequence[SampledResponse])
     if not bool(scores.isfinite().all()):
         raise TrainingError(f"{int((~scores.isfinite()).sum())} of {len(responses)} scores are not finite")
     return scores
-
-
-def endless(prompts: Sequence[TokenIds], seed: int) -> Iterator[TokenIds]:
-    """Every prompt once in random order, then all again in another."""
-    shuffler = random.Random(seed)
-    while prompts:
-        yield from shuffler.sample(prompts, len(prompts))
 
 
 def drawn_metrics(drawn: Drawn, settings: SamplingSettings) -> Metrics:

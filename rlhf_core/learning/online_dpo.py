@@ -6,14 +6,13 @@ Source: Guo et al. 2402.04792.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from rlhf_core.learning.alternatives_settings import OnlineDPOSettings
 from rlhf_core.learning.analyse import TokenIds
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.dpo import PairLearner, ReferredPair, mean_metrics
-from rlhf_core.learning.fresh_responses import FreshResponses, Source, fresh_metrics
+from rlhf_core.learning.fresh_responses import FreshResponses, Source, run_updates
 from rlhf_core.learning.hooks import Hooks, Metrics
 from rlhf_core.learning.policy_steps import PolicySteps, alone, linear_share, shuffled_minibatches
 from rlhf_core.learning.ppo import ScoreFunction
@@ -41,28 +40,18 @@ def train_online_dpo(
     hooks, devices = hooks or Hooks(), devices or alone(trainee)
     source = Source(trainee, score_fn, prompts, settings, seed, devices)
     learner = PairLearner(settings, PolicySteps(trainee, settings, devices))
-    history: list[Metrics] = []
-    for update in range(learner.steps.resume(hooks), settings.updates):
-        began = time.perf_counter()
-        hooks.progress(f"rollouts {update + 1}/{settings.updates}", update / settings.updates)
-        fresh = source.read(source.draw(update, 2))
-        metrics = fresh_metrics(fresh, settings)
-        sampled = time.perf_counter()
-        hooks.progress(f"update {update + 1}/{settings.updates}", (update + 0.5) / settings.updates)
-        stopped = fresh.kl_seq > settings.kl_budget
-        if not stopped:
-            share = linear_share(update, settings.updates, settings.warmup_share)
-            pairs = ordered_pairs(fresh)
-            minibatches = shuffled_minibatches(pairs, settings.minibatch_size, settings.epochs, seed + update)
-            metrics |= mean_metrics([learner.improve(each, share) for each in minibatches])
-            metrics |= {"rollout/pairs": float(len(pairs))}
-        metrics |= {"time/sample": sampled - began, "time/improve": time.perf_counter() - sampled}
-        history.append(learner.steps.report(hooks, update + 1, metrics | {"stopped": float(stopped)}))
-        if stopped:
-            break
-    trainee.refresh()
-    hooks.progress("done", 1.0)
-    return history
+
+    def draw(update: int) -> FreshResponses:
+        return source.read(source.draw(update, 2))
+
+    def learn(fresh: FreshResponses, update: int) -> Metrics:
+        share = linear_share(update, settings.updates, settings.warmup_share)
+        pairs = ordered_pairs(fresh)
+        minibatches = shuffled_minibatches(pairs, settings.minibatch_size, settings.epochs, seed + update)
+        learned = mean_metrics([learner.improve(each, share) for each in minibatches])
+        return learned | {"rollout/pairs": float(len(pairs))}
+
+    return run_updates(learner.steps, settings, hooks, draw, learn)
 
 
 def ordered_pairs(fresh: FreshResponses) -> list[ReferredPair]:

@@ -10,7 +10,6 @@ feedback or the gate. Sources: Schulman et al. 2017 (PPO), Ziegler et al. 2019 (
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,7 @@ from rlhf_core.learning.ppo_scores import AxisScores, ScoreFunction, Scorers, sc
 from rlhf_core.learning.ppo_settings import PPOSettings
 from rlhf_core.learning.ppo_stop import check_stops, say_stop
 from rlhf_core.learning.ppo_update import Demonstration, Learner
-from rlhf_core.learning.rollouts import Generator, Rollouts, SampledResponse, measure, request_seed, sample
+from rlhf_core.learning.rollouts import Generator, Rollouts, SampledResponse, measure, prompts_at, request_seed, sample
 from rlhf_core.learning.training_state import TrainingState, capture, restore
 from rlhf_core.models.load import LoadedPolicy
 from rlhf_core.models.trainable import Trainable
@@ -95,33 +94,30 @@ def train_ppo(
     hooks = hooks or Hooks()
     head = value_head or ValueHead.of(trainee.model)
     learner = Learner(trainee, head, settings, seed, devices, demonstrations)
-    generator = engine or _engine(trainee.policy, prompts, settings, seed)
-    scorers = Scorers(score_fn, axis_scores, judge)
+    source = _Source(
+        trainee,
+        engine or _engine(trainee.policy, prompts, settings, seed),
+        prompts,
+        Scorers(score_fn, axis_scores, judge),
+        head,
+        settings,
+        seed,
+        devices,
+        served,
+    )
     cycle = _resume(hooks.resume, learner) if hooks.resume else _Cycle(settings.kl_coef)
     history, stopped = list[Metrics](), ""
     for update in range(hooks.resume.step if hooks.resume else 0, settings.updates):
         laps = _Laps()
         hooks.progress(f"rollouts {update + 1}/{settings.updates}", update / settings.updates)
-        trainee.refresh()
-        responses = _sample(generator, prompts, settings, seed, update, devices)
-        laps.end("rollout")
-        scored = score_responses(responses, scorers, settings, cycle.multiplier, devices)
-        laps.end("score")
-        rollouts = measure(
-            scored.responses, scored.scores, trainee, head, settings, cycle.kl_coef, served=served, devices=devices
-        )
-        if update == 0 and trainee.starts_as_reference:
-            compute = devices.compute if devices else "float32"
-            require_start_at_reference(rollouts.logprobs, rollouts.ref_logprobs, compute)
-        metrics = rollout_metrics(rollouts, settings, cycle.kl_coef) | scored.metrics
-        laps.end("measure")
+        rollouts, metrics = source.collect(update, cycle, laps)
         cycle.start = cycle.start or dict(metrics)
         metrics |= check_stops(metrics, cycle.start, cycle.best_judge, settings)
         stopped = say_stop(metrics, settings)
         hooks.progress(f"update {update + 1}/{settings.updates}", (update + 0.5) / settings.updates)
         metrics |= no_update() if stopped else learner.improve(rollouts, update)
         laps.end("improve")
-        _advance(cycle, rollouts, metrics, settings)
+        _advance(cycle, metrics, settings)
         metrics |= laps.seconds | _totals(cycle, laps, metrics["rollout/tokens"], settings.rollouts)
         metrics |= {"mem/peak": peak_memory(trainee.model.device), "stopped": float(bool(stopped))}
         history.append({"step": update + 1.0} | metrics)
@@ -168,37 +164,60 @@ def _engine(policy: LoadedPolicy, prompts: Sequence[TokenIds], settings: PPOSett
     )
 
 
-def _sample(
-    generator: Generator,
-    prompts: Sequence[TokenIds],
-    settings: PPOSettings,
-    seed: int,
-    update: int,
-    devices: Devices | None,
-) -> list[SampledResponse]:
-    """This process's share of the update's responses."""
-    indices = list(range(settings.rollouts))
-    mine = devices.share(indices) if devices else indices
-    return sample(
-        generator,
-        _drawn(prompts, [update * settings.rollouts + index for index in mine], seed),
-        Sampling(temperature=settings.temperature, max_tokens=settings.max_new_tokens),
-        seeds=[request_seed(seed, update, index) for index in mine],
-    )
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where measured rollouts come from."""
+
+    trainee: Trainable
+    generator: Generator
+    prompts: Sequence[TokenIds]
+    scorers: Scorers
+    value_head: ValueHead
+    settings: PPOSettings
+    seed: int
+    devices: Devices | None
+    served: PreTrainedModel | None
+
+    def collect(self, update: int, cycle: _Cycle, laps: _Laps) -> tuple[Rollouts, Metrics]:
+        """Sample, score and measure the rollouts of an update, counted from 0."""
+        self.trainee.refresh()
+        responses = self._sample(update)
+        laps.end("rollout")
+        scored = score_responses(responses, self.scorers, self.settings, cycle.multiplier, self.devices)
+        laps.end("score")
+        rollouts = measure(
+            scored.responses,
+            scored.scores,
+            self.trainee,
+            self.value_head,
+            self.settings,
+            cycle.kl_coef,
+            served=self.served,
+            devices=self.devices,
+        )
+        if update == 0 and self.trainee.starts_as_reference:
+            compute = self.devices.compute if self.devices else "float32"
+            require_start_at_reference(rollouts.logprobs, rollouts.ref_logprobs, compute)
+        metrics = rollout_metrics(rollouts, self.settings, cycle.kl_coef) | scored.metrics
+        laps.end("measure")
+        return rollouts, metrics
+
+    def _sample(self, update: int) -> list[SampledResponse]:
+        """This process's share of the update's responses."""
+        indices = list(range(self.settings.rollouts))
+        mine = self.devices.share(indices) if self.devices else indices
+        return sample(
+            self.generator,
+            prompts_at(self.prompts, [update * self.settings.rollouts + index for index in mine], self.seed),
+            Sampling(temperature=self.settings.temperature, max_tokens=self.settings.max_new_tokens),
+            seeds=[request_seed(self.seed, update, index) for index in mine],
+        )
 
 
-def _drawn(prompts: Sequence[TokenIds], positions: Sequence[int], seed: int) -> list[TokenIds]:
-    """What stands at `positions` of an endless list: every prompt once in random order, then all again in another."""
-    count = len(prompts)
-    turns = {position // count for position in positions}
-    orders = {turn: random.Random(f"{seed}/prompts/{turn}").sample(range(count), count) for turn in turns}
-    return [prompts[orders[position // count][position % count]] for position in positions]
-
-
-def _advance(cycle: _Cycle, rollouts: Rollouts, metrics: Mapping[str, float], settings: PPOSettings) -> None:
+def _advance(cycle: _Cycle, metrics: Mapping[str, float], settings: PPOSettings) -> None:
     """What the next update starts from, after what this one measured."""
     cycle.episodes += settings.rollouts
-    cycle.tokens += rollouts.tokens(range(settings.rollouts))
+    cycle.tokens += int(metrics["rollout/tokens"])
     cycle.best_judge = max(cycle.best_judge, metrics.get("objective/judge_score", cycle.best_judge))
     if settings.kl_target is not None:
         cycle.kl_coef = adapt_kl_coef(

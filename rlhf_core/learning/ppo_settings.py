@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta
 
-from rlhf_core.errors import SettingsError
-
-Count = Annotated[int, Meta(ge=1)]
-Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
-Positive = Annotated[float, Meta(gt=0.0)]
-NonNegative = Annotated[float, Meta(ge=0.0)]
+from rlhf_core.checked import Checked, Count, Fraction, NonNegative, Positive
 
 
-class PPOSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PPOSettings(Checked, frozen=True, kw_only=True):
     """Constants of one PPO cycle. The defaults train all weights of a small model."""
 
     updates: Count = 8
@@ -110,13 +104,3 @@ class PPOSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Gradient norms of policy and value head are each cut to this before an optimizer step."""
     critic_warmup_updates: Annotated[int, Meta(ge=0)] = 0
     """The first so many of `updates` fit the value head alone and leave the policy as it is."""
-
-    def __post_init__(self) -> None:
-        """Refuse, naming key and value, what is out of bounds: a struct made in code is otherwise
-        unchecked."""
-        for field in msgspec.structs.fields(type(self)):
-            value = getattr(self, field.name)
-            try:
-                msgspec.convert(value, field.type)
-            except msgspec.ValidationError as error:
-                raise SettingsError(f"PPO setting {field.name} is {value!r}: {error}") from None

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta
 
-Count = Annotated[int, Meta(ge=1)]
-Positive = Annotated[float, Meta(gt=0.0)]
-NonNegative = Annotated[float, Meta(ge=0.0)]
-Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
+from rlhf_core.checked import Checked, Count, NonNegative, Positive, Share
 
 
-class RewardSettings(msgspec.Struct, frozen=True, kw_only=True):
+class RewardSettings(Checked, frozen=True, kw_only=True):
     """How a reward model is fitted: first the head alone, to its optimum, then everything for `epochs` passes."""
 
     ridge: Positive = 3.0
@@ -46,7 +42,7 @@ class RewardSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The gradient's norm is cut to this before each step."""
 
 
-class Scoring(msgspec.Struct, frozen=True, kw_only=True):
+class Scoring(Checked, frozen=True, kw_only=True):
     """How a reward model's heads become the one number that a policy climbs."""
 
     heads: Literal["trained", "mean", "worst", "cautious"] = "trained"

@@ -8,7 +8,6 @@ leave-one-out (Ahmadian et al. 2402.14740), `GRPO` is group relative policy opti
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from rlhf_core.learning.alternatives_settings import RLOOSettings
 from rlhf_core.learning.analyse import TokenBatch, TokenIds, analyse
 from rlhf_core.learning.answer_logprobs import microbatches
 from rlhf_core.learning.devices import Devices
-from rlhf_core.learning.fresh_responses import Drawn, FreshResponses, Source, fresh_metrics
+from rlhf_core.learning.fresh_responses import Drawn, FreshResponses, Source, run_updates
 from rlhf_core.learning.hooks import Hooks, Metrics
 from rlhf_core.learning.kl import estimate_kl
 from rlhf_core.learning.losses import PolicyLoss, ppo_policy_loss
@@ -57,27 +56,17 @@ def train_rloo(
     hooks, devices = hooks or Hooks(), devices or alone(trainee)
     source = Source(trainee, score_fn, prompts, settings, seed, devices)
     learner = GroupLearner(settings, PolicySteps(trainee, settings, devices), seed)
-    history: list[Metrics] = []
-    for update in range(learner.steps.resume(hooks), settings.updates):
-        began = time.perf_counter()
-        hooks.progress(f"rollouts {update + 1}/{settings.updates}", update / settings.updates)
+
+    def draw(update: int) -> FreshResponses:
         drawn = source.draw(update, settings.group_size)
         rows = rows_that_tell(drawn.shaped_scores, settings)
         first = cut(rows, settings.minibatch_size)
-        fresh = source.read(drawn, [*first, *cut(left_out(rows, drawn), settings.minibatch_size)])
-        metrics = fresh_metrics(fresh, settings)
-        sampled = time.perf_counter()
-        hooks.progress(f"update {update + 1}/{settings.updates}", (update + 0.5) / settings.updates)
-        stopped = fresh.kl_seq > settings.kl_budget
-        if not stopped:
-            metrics |= learner.improve(fresh, rows, update)
-        metrics |= {"time/sample": sampled - began, "time/improve": time.perf_counter() - sampled}
-        history.append(learner.steps.report(hooks, update + 1, metrics | {"stopped": float(stopped)}))
-        if stopped:
-            break
-    trainee.refresh()
-    hooks.progress("done", 1.0)
-    return history
+        return source.read(drawn, [*first, *cut(left_out(rows, drawn), settings.minibatch_size)])
+
+    def learn(fresh: FreshResponses, update: int) -> Metrics:
+        return learner.improve(fresh, rows_that_tell(fresh.drawn.shaped_scores, settings), update)
+
+    return run_updates(learner.steps, settings, hooks, draw, learn)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,6 +8,7 @@ from the engine as they are; nothing here knows text, and nothing here trains.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -68,6 +69,20 @@ class SampledResponse:
     def length(self) -> int:
         """Prompt and response together."""
         return len(self.prompt) + len(self.token_ids)
+
+
+def prompts_at(prompts: Sequence[TokenIds], positions: Iterable[int], seed: int) -> list[TokenIds]:
+    """What stands at `positions` of an endless list: every prompt once in random order, then all again in another.
+
+    Of no prompts, nothing.
+    """
+    if not prompts:
+        return []
+    count = len(prompts)
+    at = [divmod(position, count) for position in positions]
+    turns = {turn for turn, _ in at}
+    orders = {turn: random.Random(f"{seed}/prompts/{turn}").sample(range(count), count) for turn in turns}
+    return [prompts[orders[turn][place]] for turn, place in at]
 
 
 def request_seed(seed: int, update: int, index: int) -> int:

@@ -135,7 +135,7 @@ def prove_bandit(policy: LoadedPolicy) -> Iterator[Proof]:
 def _bandit(policy: LoadedPolicy, *, in_reward: bool) -> float:
     """Total variation between where PPO ends and the closed-form optimum."""
     arms = torch.tensor(ARMS)
-    learner = make_trainable(_uniform_policy(policy, len(ARMS)))
+    learner = make_trainable(uniform_policy(policy, len(ARMS)))
 
     def distribution() -> Tensor:
         with torch.no_grad():
@@ -166,8 +166,8 @@ def _bandit(policy: LoadedPolicy, *, in_reward: bool) -> float:
     return float((distribution() - (arms / KL_COEF).softmax(-1)).abs().sum()) / 2
 
 
-def _uniform_policy(policy: LoadedPolicy, tokens: int) -> LoadedPolicy:
-    """A Llama of one layer over `tokens` tokens, each of which ends an answer; all are equally likely at first."""
+def uniform_policy(policy: LoadedPolicy, tokens: int, ends: frozenset[int] | None = None) -> LoadedPolicy:
+    """A Llama of one layer over `tokens` tokens, all equally likely at first; those in `ends`, all for None, end."""
     register_attention()
     config = LlamaConfig(
         vocab_size=tokens,
@@ -188,7 +188,7 @@ def _uniform_policy(policy: LoadedPolicy, tokens: int) -> LoadedPolicy:
         policy,
         model=model,
         max_context=32,
-        end_token_ids=frozenset(range(tokens)),
+        end_token_ids=frozenset(range(tokens)) if ends is None else ends,
         attention=inspect_attention(Path("bandit"), model, 32),
         forward=None,
     )

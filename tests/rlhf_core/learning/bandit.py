@@ -6,16 +6,14 @@ reference, to exp([2, 1, 0, -1]) / 11.4753.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf_core.models.attention import ATTENTION
 from rlhf_core.models.load import LoadedPolicy
 from rlhf_core.records import PreferencePair, RatedResponse
+from rlhf_core.runs.proofs_training import uniform_policy
 
 PROMPT = (0,)
 ARMS = torch.tensor([1.0, 0.5, 0.0, -0.5])
@@ -26,26 +24,11 @@ UNIFORM = torch.full((4,), 0.25)
 
 def bandit_policy(tiny_policy: LoadedPolicy, start: Tensor = UNIFORM) -> LoadedPolicy:
     """A policy that answers PROMPT with one of four tokens, each of which ends, with probabilities `start`."""
-    config = LlamaConfig(
-        vocab_size=4,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-        attn_implementation=ATTENTION,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config).eval()
+    policy = uniform_policy(tiny_policy, 4)
     with torch.no_grad():
-        hidden = model.base_model(torch.tensor([PROMPT])).last_hidden_state[0, -1]
-        model.lm_head.weight.copy_(start.log()[:, None] * hidden / hidden.square().sum())
-    return dataclasses.replace(
-        tiny_policy, model=model, max_context=32, end_token_ids=frozenset(range(4)), forward=None
-    )
+        hidden = policy.model.base_model(torch.tensor([PROMPT])).last_hidden_state[0, -1]
+        policy.model.lm_head.weight.copy_(start.log()[:, None] * hidden / hidden.square().sum())
+    return policy
 
 
 @torch.no_grad()

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from rlhf_core.errors import SettingsError
 from rlhf_core.learning.devices import Devices
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.two_processes import run_two
 
 PAIR = """
 import torch
@@ -42,23 +35,7 @@ print("agreed")
 
 
 def test_two_processes_share_gather_and_sum() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", PAIR],
-            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    said = [each.communicate(timeout=120) for each in both]
-    assert [out.strip() for out, _ in said] == ["agreed", "agreed"], said
+    assert [said.strip() for said in run_two("-c", PAIR)] == ["agreed", "agreed"]
 
 
 def test_one_process_keeps_everything_and_changes_nothing() -> None:

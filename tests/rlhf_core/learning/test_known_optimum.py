@@ -8,27 +8,23 @@ tell right from wrong.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_core.learning.kl import estimate_kl
 from rlhf_core.learning.ppo import PPOResult, ScoreFunction, train_ppo
 from rlhf_core.learning.ppo_settings import PPOSettings
-from rlhf_core.models.attention import ATTENTION
 from rlhf_core.models.load import LoadedPolicy
 from rlhf_core.models.trainable import make_trainable
 from rlhf_core.models.value import ValueHead
+from rlhf_core.runs.proofs_training import uniform_policy
+from tests.rlhf_core.learning.bandit import ARMS, KL_COEF, PROMPT, arm_scores, distance
 
-PROMPT = (0,)
-ARMS = torch.tensor([1.0, 0.5, 0.0, -0.5])
 TREE = torch.tensor([[1.0, 0.0, 0.0], [0.5, 2.0, -1.0], [0.0, 0.0, 0.3]])
-KL_COEF = 0.5
 
 MakePolicy = Callable[..., LoadedPolicy]
 
@@ -40,22 +36,7 @@ def make_policy(tiny_policy: LoadedPolicy) -> MakePolicy:
     """
 
     def make(vocab_size: int, end_token_ids: frozenset[int] = frozenset()) -> LoadedPolicy:
-        config = LlamaConfig(
-            vocab_size=vocab_size,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=32,
-            initializer_range=0.3,
-            tie_word_embeddings=False,
-            attn_implementation=ATTENTION,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = LlamaForCausalLM(config).eval()
-        torch.nn.init.zeros_(model.lm_head.weight)
-        return dataclasses.replace(tiny_policy, model=model, max_context=32, end_token_ids=end_token_ids)
+        return uniform_policy(tiny_policy, vocab_size, end_token_ids)
 
     return make
 
@@ -94,18 +75,9 @@ def next_token(policy: LoadedPolicy, token_ids: Sequence[int]) -> Tensor:
     return policy.model(torch.tensor([token_ids])).logits[0, -1].softmax(-1)
 
 
-def distance(left: Tensor, right: Tensor) -> float:
-    """Total variation."""
-    return float((left - right).abs().sum()) / 2
-
-
 def kl_to_uniform(distribution: Tensor) -> float:
     """In nats."""
     return float((distribution * (distribution * len(distribution)).log()).sum())
-
-
-def arm_scores(prompts: Sequence[tuple[int, ...]], responses: Sequence[tuple[int, ...]]) -> Tensor:
-    return ARMS[[response[0] for response in responses]]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

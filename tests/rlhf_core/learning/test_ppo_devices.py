@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -16,37 +12,14 @@ from safetensors.torch import load_file
 from rlhf_core.models.lora_settings import LoraSettings
 from tests.rlhf_core.learning.ppo_process import train
 from tests.rlhf_core.learning.test_ppo import untimed
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.two_processes import run_two
 
 
 @pytest.fixture(scope="module")
 def two_processes(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the first of two processes left what it had."""
     output = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.rlhf_core.learning.ppo_process", str(tiny_model_dir), str(output)]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        ended = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    for process, (_, errors) in zip(processes, ended, strict=True):
-        assert process.returncode == 0, errors
+    run_two("-m", "tests.rlhf_core.learning.ppo_process", str(tiny_model_dir), str(output))
     return output
 
 

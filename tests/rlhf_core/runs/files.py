@@ -27,3 +27,21 @@ def demonstrations(path: Path, count: int = 24) -> Path:
         path,
         (demonstration(" ".join(words[: 1 + at % 7]), " ".join(words[at % 3 : 4 + at % 5])) for at in range(count)),
     )
+
+
+VOWELS = "tests.rlhf_core.runs.files:reward"
+"""`--reward` as the tests type it."""
+
+
+def reward(prompts: list[str], responses: list[str]) -> list[float]:
+    return [float(response.count("e")) for response in responses]
+
+
+def write_prompts(directory: Path) -> Path:
+    prompts = ("why is my order late", "is the router slow", "is the fox quick")
+    return write_jsonl(directory / "prompts.jsonl", ({"prompt": prompt} for prompt in prompts))
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    """What a run logged."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

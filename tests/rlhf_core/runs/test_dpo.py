@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from rlhf_core.cli import main
 from rlhf_core.models.load import load_policy
+from tests.rlhf_core.runs.files import metrics
 
 ROWS = [
     {"prompt": "why is my order late", "chosen": "it waits", "rejected": "no no"},
@@ -35,10 +36,6 @@ def reward(prompts: list[str], responses: list[str]) -> list[float]:
 
 def command(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     return ["dpo", "--model", str(model), "--data", str(data), "--out", str(out), *FAST, *more]
-
-
-def metrics(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_pairs_and_ties_make_a_policy_that_can_be_served(tiny_model_dir: Path, data: Path, tmp_path: Path) -> None:

@@ -17,28 +17,24 @@ from rlhf_core.models.adapted import load_adapter
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.models.load import load_policy
 from rlhf_core.runs.ppo import answers_in
-
-
-def reward(prompts: list[str], responses: list[str]) -> list[float]:
-    """Named on the command line below."""
-    return [float(response.count("e")) for response in responses]
+from tests.rlhf_core.runs.files import VOWELS, metrics, write_prompts
 
 
 def command(model: Path, directory: Path, out: str, *more: str) -> list[str]:
-    data = directory / "prompts.jsonl"
-    prompts = ("why is my order late", "is the router slow", "is the fox quick")
-    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    name = f"{__name__}:reward" if __name__.startswith("tests.") else "tests.rlhf_core.runs.test_ppo:reward"
     fast = ["--rollouts", "16", "--minibatch-size", "8", "--max-new-tokens", "6", "--learning-rate", "1e-3"]
     free = ["--least-end-rate", "0", "--shortest", "0", "--kl-budget", "1e9"]
+    where = ["--model", str(model), "--data", str(write_prompts(directory)), "--out", str(directory / out)]
     return [
-        "ppo", "--model", str(model), "--data", str(data), "--out", str(directory / out), "--reward", name,
-        "--updates", "2", *fast, *free, *more,
-    ]  # fmt: skip
-
-
-def metrics(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        "ppo",
+        *where,
+        "--reward",
+        VOWELS,
+        "--updates",
+        "2",
+        *fast,
+        *free,
+        *more,
+    ]
 
 
 def test_a_function_is_climbed_beside_a_judge_demonstrations_and_best_of_n(
@@ -48,8 +44,7 @@ def test_a_function_is_climbed_beside_a_judge_demonstrations_and_best_of_n(
     turns = [{"role": "user", "content": "is it late"}, {"role": "assistant", "content": "no"}]
     shown.write_text(json.dumps({"messages": turns}) + "\n")
     beside = ["--demonstrations", str(shown), "--demonstration-coef", "0.1", "--served", str(tiny_model_dir)]
-    judge = command(tiny_model_dir, tmp_path, "run")[command(tiny_model_dir, tmp_path, "run").index("--reward") + 1]
-    assert main(command(tiny_model_dir, tmp_path, "run", "--best-of", "3", "--judge", judge, *beside)) == 0
+    assert main(command(tiny_model_dir, tmp_path, "run", "--best-of", "3", "--judge", VOWELS, *beside)) == 0
     logged = metrics(tmp_path / "run")
     assert [each["step"] for each in logged] == [1, 2]
     assert logged[0]["policy/ratio_first_minibatch"] == 0.0

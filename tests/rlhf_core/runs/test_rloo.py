@@ -9,27 +9,22 @@ import pytest
 
 from rlhf_core.cli import main
 from rlhf_core.models.load import load_policy
-
-
-def reward(prompts: list[str], responses: list[str]) -> list[float]:
-    """Named on the command line below."""
-    return [float(response.count("e")) for response in responses]
+from tests.rlhf_core.runs.files import VOWELS, metrics, write_prompts
 
 
 def command(model: Path, directory: Path, out: str, *more: str) -> list[str]:
-    data = directory / "prompts.jsonl"
-    prompts = ("why is my order late", "is the router slow", "is the fox quick")
-    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    name = f"{__name__}:reward" if __name__.startswith("tests.") else "tests.rlhf_core.runs.test_rloo:reward"
     fast = ["--rollouts", "16", "--minibatch-size", "8", "--max-new-tokens", "6", "--learning-rate", "1e-3"]
+    where = ["--model", str(model), "--data", str(write_prompts(directory)), "--out", str(directory / out)]
     return [
-        "rloo", "--model", str(model), "--data", str(data), "--out", str(directory / out), "--reward", name,
-        "--updates", "2", *fast, *more,
-    ]  # fmt: skip
-
-
-def metrics(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        "rloo",
+        *where,
+        "--reward",
+        VOWELS,
+        "--updates",
+        "2",
+        *fast,
+        *more,
+    ]
 
 
 def test_a_function_is_climbed_and_best_of_n_stands_beside_it(
