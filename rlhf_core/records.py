@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+TokenIds = tuple[int, ...]
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 InteractionStatus = Literal["streaming", "done", "aborted", "error"]
@@ -81,8 +82,8 @@ class Interaction(msgspec.Struct, frozen=True, kw_only=True):
     """Pseudonym of the person who asked (HMAC of `safety_identifier` or `user`), never the name itself."""
     messages: tuple[Message, ...] = ()
     response: str = ""
-    prompt_token_ids: tuple[int, ...] = ()
-    token_ids: tuple[int, ...] = ()
+    prompt_token_ids: TokenIds = ()
+    token_ids: TokenIds = ()
     """The response, including the end token when the policy emitted it."""
     logprobs: tuple[float, ...] = ()
     """Per response token, nats: log-softmax(logits / temperature) at the drawn token; at temperature 0, of logits.
@@ -146,8 +147,8 @@ class RatedResponse(msgspec.Struct, frozen=True, kw_only=True):
     rater: str
     interaction_id: str
     policy_version: int
-    prompt_token_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
+    prompt_token_ids: TokenIds
+    token_ids: TokenIds
     value: RatingValue
     prompt_key: str
     """sha256 of how the conversation began: the unit by which data is split, so its turns never straddle."""
@@ -163,9 +164,9 @@ class PreferencePair(msgspec.Struct, frozen=True, kw_only=True):
     rater: str
     comparison_id: str
     policy_version: int
-    prompt_token_ids: tuple[int, ...]
-    chosen_token_ids: tuple[int, ...]
-    rejected_token_ids: tuple[int, ...]
+    prompt_token_ids: TokenIds
+    chosen_token_ids: TokenIds
+    rejected_token_ids: TokenIds
     chosen_side: Side
     """Where the chosen answer was shown."""
     prompt_key: str

@@ -19,14 +19,12 @@ from litestar.types import Receive
 
 from rlhf_core.engine.sequence import GenerationRequest
 from rlhf_core.errors import AttuneError, StoreUnavailableError
-from rlhf_core.records import Interaction, InteractionStatus, Message
+from rlhf_core.records import Interaction, InteractionStatus, Message, TokenIds
 from rlhf_core.store.interactions import InteractionStore
 from server.answer import Answer, AnswerSet
 from server.generation import Generation
 from server.protocol import STALLED
 from server.serving import Serving
-
-TokenIds = tuple[int, ...]
 
 LATER_TRIES = 60
 LATER_SECONDS = 1.0

@@ -26,12 +26,11 @@ from rlhf_core.learning.online_dpo import train_online_dpo
 from rlhf_core.learning.ppo import PPOSettings, ScoreFunction, train_ppo
 from rlhf_core.learning.rloo import train_rloo
 from rlhf_core.models.trainable import Trainable
-from rlhf_core.records import PreferencePair, RatedResponse
+from rlhf_core.records import PreferencePair, RatedResponse, TokenIds
 from rlhf_core.settings import Settings
 
 log = logging.getLogger(__name__)
 
-TokenIds = tuple[int, ...]
 PREFERENCE_BATCH = 16
 """Judgements per optimizer step of dpo and kto: a few hundred judgements make a few dozen steps."""
 

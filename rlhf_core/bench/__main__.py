@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,8 +19,10 @@ from typing import Any, Final
 import torch
 
 from rlhf_core.bench import task
+from rlhf_core.bench.machine import describe_machine
 from rlhf_core.errors import AttuneError
 from rlhf_core.learning.devices import Compute
+from rlhf_core.models.placement import has_bfloat16
 
 SECTIONS: Final = ("ppo", "reward", "sft", "lora")
 UNITS: Final[Mapping[str, str]] = {
@@ -30,7 +31,6 @@ UNITS: Final[Mapping[str, str]] = {
     "sft": "tokens/s",
     "lora": "rollouts/s",
 }
-UPDATES: Final = 4
 LONGEST_SECONDS: Final = 1200.0
 HERE: Final = Path(__file__).parent
 
@@ -52,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def precisions(chosen: str) -> list[Compute]:
     """bfloat16 only where the processor multiplies it itself: elsewhere it is emulated, for everyone."""
-    able = torch.cpu.get_capabilities()
-    native = able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16")
+    native = has_bfloat16(torch.device("cpu"))
     return ["float32", "bfloat16"] if chosen == "both" or (chosen == "auto" and native) else ["float32"]
 
 
@@ -84,7 +83,7 @@ TITLES: Final[Mapping[str, str]] = {
 
 
 def updates(section: str) -> int:
-    return 1 if section == "lora" else UPDATES
+    return 1 if section == "lora" else task.UPDATES
 
 
 def line(name: str, compute: str, found: Mapping[str, float] | None, best: float | None) -> None:
@@ -110,10 +109,14 @@ def rival_commands(section: str, directory: Path, compute: Compute) -> list[tupl
             "epochs": task.EPOCHS,
             "minibatches": task.MINIBATCHES,
             "response_tokens": task.RESPONSE_TOKENS,
-            "prompts": task.prompts(task.ROLLOUTS * UPDATES, task.SMALL["vocab_size"]),
+            "prompts": task.prompts(task.ROLLOUTS * task.UPDATES, task.SMALL["vocab_size"]),
         }
         return [
-            ("TRL PPOTrainer", [ppo_python, str(HERE / "trl_ppo.py"), str(directory), compute, str(UPDATES)], given)
+            (
+                "TRL PPOTrainer",
+                [ppo_python, str(HERE / "trl_ppo.py"), str(directory), compute, str(task.UPDATES)],
+                given,
+            )
         ]
     if section in ("reward", "sft") and rows_python:
         given = {
@@ -149,17 +152,6 @@ def run(command: Sequence[str], given: Mapping[str, Any] | None) -> dict[str, fl
         return None
     found: dict[str, float] = json.loads(ended.stdout.strip().splitlines()[-1])
     return found
-
-
-def describe_machine() -> str:
-    with open("/proc/cpuinfo") as lines:
-        name = next(
-            (each.split(":")[1].strip() for each in lines if each.startswith("model name")), platform.processor()
-        )
-    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    able = torch.backends.cpu.get_cpu_capability()
-    threads = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
-    return f"{name}, {os.cpu_count()} cores, {gib:.0f} GiB, {able}; {threads}"
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.bench import task
-from rlhf_core.learning.analyse import TokenIds
 from rlhf_core.learning.conversations import encode_conversations
 from rlhf_core.learning.devices import Compute, Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
 from rlhf_core.learning.ppo import ScoreFunction, train_ppo
+from rlhf_core.learning.ppo_metrics import peak_memory
 from rlhf_core.learning.ppo_settings import PPOSettings
 from rlhf_core.learning.reward_evaluation import score
 from rlhf_core.learning.reward_model import load_trunk, train_reward_model
@@ -32,7 +32,7 @@ from rlhf_core.models.heads import RewardModel
 from rlhf_core.models.load import load_policy
 from rlhf_core.models.lora_settings import LoraSettings
 from rlhf_core.models.trainable import Trainable, make_trainable
-from rlhf_core.records import PreferencePair
+from rlhf_core.records import PreferencePair, TokenIds
 
 LEARNING_RATE = 2e-4
 WARM_STEPS = 3
@@ -87,7 +87,7 @@ def equal_work(**changes: object) -> PPOSettings:
 def _train(
     trainee: Trainable, scores: ScoreFunction, settings: PPOSettings, prompt_tokens: int, devices: Devices
 ) -> list[Metrics]:
-    prompts = task.prompts(task.ROLLOUTS * 4, trainee.policy.vocab_size, prompt_tokens)
+    prompts = task.prompts(task.ROLLOUTS * task.UPDATES, trainee.policy.vocab_size, prompt_tokens)
     seen: list[Metrics] = []
     train_ppo(trainee, scores, prompts, settings, 0, hooks=Hooks(log=seen.append), devices=devices)
     return seen
@@ -169,15 +169,9 @@ def sft(directory: Path, devices: Devices, _updates: int) -> Metrics:
 KINDS: dict[str, Callable[[Path, Devices, int], Metrics]] = {"ppo": ppo, "lora": lora, "reward": reward, "sft": sft}
 
 
-def peak_mb() -> float:
-    """Of this process, from Linux's own count."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
-
-
 def main(kind: str, directory: str, compute: Compute, updates: int) -> None:
     found = KINDS[kind](Path(directory), Devices(compute, device="cpu"), updates)
-    print(json.dumps(found | {"peak_mb": peak_mb()}))
+    print(json.dumps(found | {"peak_mb": peak_memory(torch.device("cpu")) / 2**20}))
 
 
 if __name__ == "__main__":

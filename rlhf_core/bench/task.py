@@ -6,9 +6,8 @@ program that reads the texts. Pairs can be learned from: the chosen answer has m
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +42,7 @@ RESPONSE_TOKENS: Final = 48
 ROLLOUTS: Final = 64
 EPOCHS: Final = 4
 MINIBATCHES: Final = 4
+UPDATES: Final = 4
 PAD, END, USER, ASSISTANT = "<pad>", "<end>", "<user>", "<assistant>"
 GOOD_WORDS: Final = 400
 """The first so many words are good ones."""
@@ -121,8 +121,3 @@ def demonstrations(count: int) -> list[dict[str, str]]:
         prompt, answer = draw.randint(12, 28), draw.randint(13, 31)
         rows.append({"prompt": _words(draw, prompt, 0.2), "completion": _words(draw, answer, 0.2)})
     return rows
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path

@@ -47,7 +47,7 @@ from rlhf_core.learning.sft_settings import SftSettings
 from rlhf_core.models.load import DESK_CHECKPOINT, LoadedPolicy, load_policy, render_prompt
 from rlhf_core.models.trainable import Trainable, make_trainable
 from rlhf_core.preferences import prompt_key
-from rlhf_core.records import PreferencePair, RatedResponse, Side
+from rlhf_core.records import PreferencePair, RatedResponse, Side, TokenIds
 from rlhf_core.wilson import wilson_interval
 
 PAIRS, THUMBS = 400, 400
@@ -59,8 +59,6 @@ HELD_OUT: Final = 300
 CANDIDATES: Final = 4
 SHOTS: Final = 3
 SAMPLING: Final = SamplingSettings(max_new_tokens=96)
-
-TokenIds = tuple[int, ...]
 
 
 class Judgements(NamedTuple):

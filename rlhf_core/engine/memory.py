@@ -58,9 +58,9 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         return (
-            f"at most {_size(self.total)}: {WEIGHT_SETS} weight sets of {_size(self.weights)}, each with a KV cache of "
-            f"{_size(self.kv)} ({self.max_running} slots x {self.max_context} tokens x {self.kv_per_token} bytes) and "
-            f"{_size(self.prefixes)} of kept prefixes, and {_size(self.sampling)} to draw tokens"
+            f"at most {in_words(self.total)}: {WEIGHT_SETS} weight sets of {in_words(self.weights)}, each with a KV "
+            f"cache of {in_words(self.kv)} ({self.max_running} slots x {self.max_context} tokens x {self.kv_per_token} "
+            f"bytes) and {in_words(self.prefixes)} of kept prefixes, and {in_words(self.sampling)} to draw tokens"
         )
 
 
@@ -79,7 +79,7 @@ def plan_memory(
     """
     try:
         config: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        parameters = sum(_parameters(path) for path in sorted(directory.glob("*.safetensors")))
+        parameters = sum(count_parameters(path) for path in sorted(directory.glob("*.safetensors")))
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise ModelError(f"{directory} cannot be measured: {error}") from None
     text = config.get_text_config()
@@ -95,7 +95,7 @@ def plan_memory(
     )
 
 
-def _parameters(path: Path) -> int:
+def count_parameters(path: Path) -> int:
     """Numbers in a safetensors file: its first 8 bytes are the length of the JSON header that follows."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
@@ -120,7 +120,7 @@ def check_fits(plan: MemoryPlan, available: int) -> None:
     """Raises ModelError with every number when the plan takes more than `available` bytes."""
     if plan.total > available:
         raise ModelError(
-            f"the model does not fit: {_size(available)} of memory are available, and serving takes {plan}; lower "
+            f"the model does not fit: {in_words(available)} of memory are available, and serving takes {plan}; lower "
             "ATTUNE_MAX_RUNNING, ATTUNE_MAX_CONTEXT or ATTUNE_PREFIX_CACHE_TOKENS, or serve a smaller model"
         )
 
@@ -177,5 +177,6 @@ def _room(group: Path, limit: str, usage: str, droppable: str) -> list[int]:
     return [max(0, int(bound) - used + caches)]
 
 
-def _size(count: int) -> str:
+def in_words(count: int) -> str:
+    """Bytes, for people."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

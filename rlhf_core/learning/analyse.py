@@ -20,12 +20,11 @@ from transformers import PreTrainedModel
 from rlhf_core.errors import ModelError
 from rlhf_core.learning.losses import token_entropy, token_logprobs
 from rlhf_core.models.value import ValueHead
+from rlhf_core.records import TokenIds
 
 LOGITS_AT_ONCE = 1 << 25
 """Logits held at a time (128 MB in float32); beyond that they are made in chunks, and made again for the
 gradient."""
-
-TokenIds = tuple[int, ...]
 
 
 class TokenBatch(NamedTuple):

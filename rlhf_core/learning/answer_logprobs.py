@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_core.learning.alternatives_settings import StepSettings
-from rlhf_core.learning.analyse import TokenBatch, TokenIds, analyse
+from rlhf_core.learning.analyse import TokenBatch, analyse
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.rollouts import plan_microbatches
+from rlhf_core.records import TokenIds
 
 Answer = tuple[TokenIds, TokenIds]
 """A prompt and its response, neither empty."""

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.errors import TrainingError
-from rlhf_core.learning.analyse import TokenIds
 from rlhf_core.learning.conversations import SftExample
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks
@@ -19,7 +18,7 @@ from rlhf_core.learning.sft import SftResult, train_supervised
 from rlhf_core.learning.sft_settings import SftSettings
 from rlhf_core.models.load import LoadedPolicy
 from rlhf_core.models.trainable import Trainable
-from rlhf_core.records import RatedResponse
+from rlhf_core.records import RatedResponse, TokenIds
 
 
 def train_on_upvoted(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlhf_core.learning.alternatives_settings import BestOfNSettings
-from rlhf_core.learning.analyse import TokenBatch, TokenIds, analyse
+from rlhf_core.learning.analyse import TokenBatch, analyse
 from rlhf_core.learning.answer_logprobs import Answer, microbatches
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.dpo import mean_metrics
@@ -34,6 +34,7 @@ from rlhf_core.learning.policy_steps import PolicySteps, alone, linear_share, sh
 from rlhf_core.learning.ppo import ScoreFunction
 from rlhf_core.models.load import LoadedPolicy
 from rlhf_core.models.trainable import Trainable
+from rlhf_core.records import TokenIds
 
 
 class BestOfN(NamedTuple):

@@ -17,14 +17,14 @@ from torch.nn import functional
 
 from rlhf_core.errors import TrainingError
 from rlhf_core.learning.alternatives_settings import DPOSettings, OnlineDPOSettings
-from rlhf_core.learning.analyse import TokenBatch, TokenIds, analyse
+from rlhf_core.learning.analyse import TokenBatch, analyse
 from rlhf_core.learning.answer_logprobs import answer_logprobs, microbatches
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
 from rlhf_core.learning.policy_losses import dpo_losses, neutral_tie_threshold, sequence_sums
 from rlhf_core.learning.policy_steps import PolicySteps, alone, require_weights, run_steps, shuffled_minibatches
 from rlhf_core.models.trainable import Trainable
-from rlhf_core.records import PreferencePair
+from rlhf_core.records import PreferencePair, TokenIds
 
 SUMS = ("loss", "chosen", "rejected", "hits", "choices", "ties", "chosen_logprob", "rejected_logprob", "tokens")
 """What a minibatch adds up over its pairs, and over processes."""

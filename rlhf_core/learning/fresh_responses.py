@@ -18,7 +18,6 @@ from rlhf_core.engine.engine import Engine
 from rlhf_core.errors import TrainingError
 from rlhf_core.learning.advantages import shape_scores
 from rlhf_core.learning.alternatives_settings import SamplingSettings
-from rlhf_core.learning.analyse import TokenIds
 from rlhf_core.learning.answer_logprobs import Answer, ReadAnswer, read_answers
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
@@ -28,7 +27,7 @@ from rlhf_core.learning.ppo_metrics import distinct_share
 from rlhf_core.learning.rollouts import SampledResponse, prompts_at, request_seed, sample
 from rlhf_core.models.load import LoadedPolicy
 from rlhf_core.models.trainable import Trainable
-from rlhf_core.records import Sampling
+from rlhf_core.records import Sampling, TokenIds
 
 
 @dataclass(frozen=True, slots=True, eq=False)

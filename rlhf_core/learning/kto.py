@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlhf_core.errors import TrainingError
 from rlhf_core.learning.alternatives_settings import KTOSettings
-from rlhf_core.learning.analyse import TokenBatch, TokenIds, analyse
+from rlhf_core.learning.analyse import TokenBatch, analyse
 from rlhf_core.learning.answer_logprobs import Answer, answer_logprobs, microbatches
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
@@ -30,7 +30,7 @@ from rlhf_core.learning.policy_losses import (
 )
 from rlhf_core.learning.policy_steps import PolicySteps, alone, require_weights, run_steps, shuffled_minibatches
 from rlhf_core.models.trainable import Trainable
-from rlhf_core.records import RatedResponse
+from rlhf_core.records import RatedResponse, TokenIds
 
 SUMS = ("loss", "up_ratio", "down_ratio", "ups", "downs", "hits", "up_logprob", "down_logprob", "tokens")
 """What a minibatch adds up over its thumbs, and over processes."""

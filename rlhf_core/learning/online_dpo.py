@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlhf_core.learning.alternatives_settings import OnlineDPOSettings
-from rlhf_core.learning.analyse import TokenIds
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.dpo import PairLearner, ReferredPair, mean_metrics
 from rlhf_core.learning.fresh_responses import FreshResponses, Source, run_updates
@@ -17,6 +16,7 @@ from rlhf_core.learning.hooks import Hooks, Metrics
 from rlhf_core.learning.policy_steps import PolicySteps, alone, linear_share, shuffled_minibatches
 from rlhf_core.learning.ppo import ScoreFunction
 from rlhf_core.models.trainable import Trainable
+from rlhf_core.records import TokenIds
 
 SAME_SCORE = 1e-5
 """Scores closer than this order nothing: the order of a sum alone moves them so far."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rlhf_core.engine.engine import Engine
 from rlhf_core.errors import TrainingError
-from rlhf_core.learning.analyse import TokenIds, require_plain_head
+from rlhf_core.learning.analyse import require_plain_head
 from rlhf_core.learning.axis_floor import next_multiplier
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks
@@ -34,7 +34,7 @@ from rlhf_core.learning.training_state import TrainingState, capture, restore
 from rlhf_core.models.load import LoadedPolicy
 from rlhf_core.models.trainable import Trainable
 from rlhf_core.models.value import ValueHead
-from rlhf_core.records import Sampling
+from rlhf_core.records import Sampling, TokenIds
 
 __all__ = ["AxisScores", "Metrics", "PPOResult", "PPOSettings", "ScoreFunction", "train_ppo"]
 
@@ -141,8 +141,8 @@ def _check(
     """Refuse what cannot train, and make sure that nothing but PPO changes the logprobs."""
     if not prompts or not all(prompts):
         raise TrainingError(f"PPO needs prompts of at least one token, not {len(prompts)} with some empty")
-    if (settings.axis_weights or settings.floor_axis) and axis_scores is None:
-        named = settings.floor_axis or next(iter(settings.axis_weights))
+    if settings.axes and axis_scores is None:
+        named = settings.axes[0]
         raise TrainingError(f"PPO is to weigh the axis {named!r}, but there is nothing that scores axes")
     if bool(settings.demonstration_coef) != bool(demonstrations):
         given = f"{len(demonstrations)} demonstrations and a demonstration_coef of {settings.demonstration_coef:g}"

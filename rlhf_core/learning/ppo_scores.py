@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rlhf_core.errors import TrainingError
-from rlhf_core.learning.analyse import TokenIds
 from rlhf_core.learning.axis_floor import combine_axes
 from rlhf_core.learning.ppo_settings import PPOSettings
 from rlhf_core.learning.rollouts import SampledResponse
+from rlhf_core.records import TokenIds
 
 if TYPE_CHECKING:
     from rlhf_core.learning.devices import Devices

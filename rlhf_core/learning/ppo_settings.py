@@ -104,3 +104,8 @@ class PPOSettings(Checked, frozen=True, kw_only=True):
     """Gradient norms of policy and value head are each cut to this before an optimizer step."""
     critic_warmup_updates: Annotated[int, Meta(ge=0)] = 0
     """The first so many of `updates` fit the value head alone and leave the policy as it is."""
+
+    @property
+    def axes(self) -> list[str]:
+        """The axes whose scores are needed, in order of their names."""
+        return sorted({*self.axis_weights, *([self.floor_axis] if self.floor_axis else [])})

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_core.errors import TrainingError
-from rlhf_core.learning.analyse import TokenBatch, TokenIds, analyse, response_states
+from rlhf_core.learning.analyse import TokenBatch, analyse, response_states
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.losses import PolicyLoss, ValueLoss, ppo_policy_loss, ppo_value_loss, token_mean
 from rlhf_core.learning.ppo_invariants import require_fresh_ratios
@@ -28,6 +28,7 @@ from rlhf_core.learning.ppo_settings import PPOSettings
 from rlhf_core.learning.rollouts import Rollouts, plan_microbatches
 from rlhf_core.models.trainable import Trainable
 from rlhf_core.models.value import ValueHead
+from rlhf_core.records import TokenIds
 
 EARLY_STOP = 1.5
 """The epochs of an update end when approx_kl exceeds this many times `target_kl`."""

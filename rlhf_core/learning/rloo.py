@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_core.learning.alternatives_settings import RLOOSettings
-from rlhf_core.learning.analyse import TokenBatch, TokenIds, analyse
+from rlhf_core.learning.analyse import TokenBatch, analyse
 from rlhf_core.learning.answer_logprobs import microbatches
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.fresh_responses import Drawn, FreshResponses, Source, run_updates
@@ -31,6 +31,7 @@ from rlhf_core.learning.policy_losses import (
 from rlhf_core.learning.policy_steps import PolicySteps, alone, linear_share
 from rlhf_core.learning.ppo import ScoreFunction
 from rlhf_core.models.trainable import Trainable
+from rlhf_core.records import TokenIds
 
 EARLY_STOP = 1.5
 """The epochs of an update end when approx_kl exceeds this many times `target_kl`."""

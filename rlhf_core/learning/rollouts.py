@@ -25,13 +25,11 @@ from rlhf_core.learning.advantages import gae, shape_scores, token_rewards, whit
 from rlhf_core.learning.analyse import Analysis, TokenBatch, analyse
 from rlhf_core.learning.ppo_settings import PPOSettings
 from rlhf_core.models.value import ValueHead
-from rlhf_core.records import FinishReason, Sampling
+from rlhf_core.records import FinishReason, Sampling, TokenIds
 
 if TYPE_CHECKING:
     from rlhf_core.learning.devices import Devices
     from rlhf_core.models.trainable import Trainable
-
-TokenIds = tuple[int, ...]
 
 
 class GeneratedSequence(Protocol):

@@ -115,7 +115,7 @@ def load_policy(
         raise ModelError(f"{directory}/config.json has no max_position_embeddings: set a context length")
     context = min(int(limit), max_context or int(limit))
     refuse_chunks(directory, config, context)
-    tokenizer = _load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory)
     place = choose_device(device)
     model = _load_model(directory, choose_dtype(dtype, place), place)
     attention = inspect_attention(directory, model, context)
@@ -126,7 +126,7 @@ def load_policy(
         checkpoint_id=checkpoint_id,
         weights_sha256=weights_sha256,
         max_context=context,
-        end_token_ids=_end_token_ids(directory, model, tokenizer),
+        end_token_ids=end_tokens(directory, model.generation_config, model.config, tokenizer),
         attention=attention,
         forward=make_forward(model, max_context=context, frozen=True, pack=pack) if frozen else None,
     )
@@ -160,7 +160,8 @@ def _refuse_remote_code(directory: Path) -> None:
             raise ModelError(f"{path} describes quantised weights, which cannot be trained: use the original ones")
 
 
-def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Raises ModelError when the directory has none, or none with a chat template."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
@@ -200,11 +201,11 @@ def _takes_logits_to_keep(model: PreTrainedModel) -> bool:
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
-def _end_token_ids(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that any of the three places names: published models disagree with themselves, and each is meant."""
+def end_tokens(directory: Path, *sources: Any) -> frozenset[int]:
+    """Every id that any of the sources (generation settings, configuration, tokenizer) names: published models
+    disagree with themselves, and each is meant. Raises ModelError when none does."""
     found: set[int] = set()
-    generation: Any = getattr(model, "generation_config", None)
-    for source in (generation, model.config, tokenizer):
+    for source in sources:
         ids = getattr(source, "eos_token_id", None)
         if ids is not None:
             found.update(ids if isinstance(ids, list | tuple) else [ids])

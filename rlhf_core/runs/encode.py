@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_core.errors import InvalidRequestError, TrainingError
 from rlhf_core.learning.conversations import SftExample, answer_tokens, mark_turns, render, tokenize, turn_texts
 from rlhf_core.preferences import prompt_key
-from rlhf_core.records import Message, PreferencePair, RatedResponse, Side
+from rlhf_core.records import Message, PreferencePair, RatedResponse, Side, TokenIds
 from rlhf_core.runs.rows import DemonstrationRow, PairRow, PromptRow, RatingRow, Row, read_rows
 from rlhf_core.runs.tally import Tally
 from rlhf_core.runs.vocabulary import Reads
@@ -26,7 +26,6 @@ from rlhf_core.runs.vocabulary import Reads
 AT_ONCE: Final = 256
 """Rows whose texts go to the tokenizer in one call."""
 
-TokenIds = tuple[int, ...]
 Made = TypeVar("Made")
 
 
@@ -100,12 +99,14 @@ class _Encoder:
         make: Callable[[_Encoder, Row, list[list[int]]], Made],
     ) -> Iterator[Made]:
         """The same as they are read, so that no more than a part of the files is held."""
-        rows = read_rows(paths, self._tally)
+        rows, before, used = read_rows(paths, self._tally), self._tally.rows, 0
         while part := list(islice(rows, AT_ONCE)):
-            yield from self._together(part, texts_of, make)
-        if not self._tally.used:
+            for made in self._together(part, texts_of, make):
+                used += 1
+                yield made
+        if not used:
             files = ", ".join(map(str, paths))
-            raise InvalidRequestError(f"{files}: of {self._tally.rows} rows none can be used", param="data")
+            raise InvalidRequestError(f"{files}: of {self._tally.rows - before} rows none can be used", param="data")
 
     def _together(
         self,

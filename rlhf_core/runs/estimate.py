@@ -6,7 +6,7 @@ import argparse
 from importlib import import_module
 from typing import Final
 
-from rlhf_core.runs.options import read_settings
+import msgspec
 
 TRAININGS: Final = ("sft", "reward", "ppo", "dpo", "kto", "rloo")
 FILLED_IN: Final = (("--out", "unused"), ("--reward", "unused:unused"))
@@ -25,16 +25,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _report(command: str, given: list[str]) -> bool:
-    import torch
-
-    from rlhf_core.engine.memory import available_memory
+    from rlhf_core.engine.memory import available_memory, in_words
     from rlhf_core.models.load import locate_model
-    from rlhf_core.runs.memory import estimate_memory, in_words
+    from rlhf_core.models.placement import choose_device
+    from rlhf_core.runs.memory import estimate_memory
 
-    asked = _parse(command, given)
-    settings = [read_settings(asked, each) for each in asked.settings_types]
+    asked, settings = read_command(command, given)
     need = estimate_memory(command, asked, settings, model=locate_model(asked.model))
-    available = available_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    available = available_memory(choose_device("auto"))
     print(f"attune {command}")
     for line in need.lines():
         print(f"  {line}")
@@ -43,9 +41,16 @@ def _report(command: str, given: list[str]) -> bool:
     return fits
 
 
-def _parse(command: str, given: list[str]) -> argparse.Namespace:
+def read_command(command: str, given: list[str]) -> tuple[argparse.Namespace, msgspec.Struct]:
+    """The options of a command and its settings, with or without what memory does not depend on."""
+    module = import_module(f"rlhf_core.runs.{command}")
     parser = argparse.ArgumentParser(prog=f"attune estimate {command}")
-    import_module(f"rlhf_core.runs.{command}").declare(parser)
+    module.declare(parser)
     known = {flag for action in parser._actions for flag in action.option_strings}
-    filled = [word for flag, value in FILLED_IN if flag in known and flag not in given for word in (flag, value)]
-    return parser.parse_args([*given, *filled])
+    # Before what was given, because the last one counts.
+    filled = [word for flag, value in FILLED_IN if flag in known for word in (flag, value)]
+    if "--online" in known and "--online" not in given and not any(each.startswith("--reward") for each in given):
+        filled = filled[: filled.index("--reward")]
+    options = parser.parse_args([*filled, *given])
+    settings: msgspec.Struct = module.settings_of(options)
+    return options, settings

@@ -25,7 +25,7 @@ class Journal:
 
     def __init__(self, directory: Path, *, is_main: bool, after_step: int = 0) -> None:
         """`after_step`: a resumed run keeps the lines up to there, so that no update is told twice."""
-        self.last: dict[str, float] = {}
+        self.last: dict[str, float | None] = {}
         self._path = directory / METRICS
         self._bar: tqdm[Any] | None = None
         self._tracker: TensorBoardTracker | None = None
@@ -65,8 +65,8 @@ class Journal:
             form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
             self._bar = tqdm(total=1.0, bar_format=form, file=sys.stderr, leave=False)
         self._bar.set_description_str(stage, refresh=False)
-        if "loss" in self.last:
-            self._bar.set_postfix_str(f"loss {self.last['loss']:.3f}", refresh=False)
+        if (loss := self.last.get("loss")) is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         self._bar.n = min(1.0, share)
         self._bar.refresh()
 

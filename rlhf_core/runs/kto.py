@@ -23,8 +23,7 @@ def run(options: argparse.Namespace) -> int:
     from rlhf_core.runs.model import load_start, save_policy
     from rlhf_core.runs.run import open_run
 
-    usual = LORA_LEARNING_RATE if options.lora else KTOSettings().learning_rate
-    settings = read_settings(options, KTOSettings, learning_rate=usual)
+    settings = settings_of(options)
     with open_run("kto", options, settings) as run:
         start = load_start(options, run.devices)
         trainable = make_trainable(start.policy, start.lora, compute=run.devices.compute, seed=options.seed)
@@ -34,3 +33,9 @@ def run(options: argparse.Namespace) -> int:
         train_kto(trainable, ratings, settings, options.seed, run.hooks, run.devices)
         run.finish(lambda directory: save_policy(start, trainable, directory))
     return 0
+
+
+def settings_of(options: argparse.Namespace) -> KTOSettings:
+    """The settings that were asked for. Raises SettingsError."""
+    usual = LORA_LEARNING_RATE if options.lora else KTOSettings().learning_rate
+    return read_settings(options, KTOSettings, learning_rate=usual)

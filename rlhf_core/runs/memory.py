@@ -16,12 +16,14 @@ import msgspec
 import torch
 from transformers import AutoConfig
 
-from rlhf_core.engine.memory import available_memory, plan_memory
+from rlhf_core.engine.memory import available_memory, count_parameters, in_words, plan_memory
 from rlhf_core.errors import ModelError
 from rlhf_core.learning.analyse import LOGITS_AT_ONCE
 from rlhf_core.models.lora import is_adapter
 from rlhf_core.models.lora_settings import LoraSettings
+from rlhf_core.models.placement import choose_device
 from rlhf_core.runs.options import read_settings
+from rlhf_core.runs.record import models_beside
 
 PROGRAM: Final = 400 << 20
 """Python, torch and transformers, before any model."""
@@ -40,7 +42,6 @@ EXAMPLE_BYTES: Final = 20
 """A token of the data in memory, with its mark."""
 WITH_REFERENCE: Final = frozenset({"ppo", "rloo", "dpo", "kto"})
 WITH_LOGITS: Final = WITH_REFERENCE | {"sft"}
-SAMPLING: Final = frozenset({"ppo", "rloo"})
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,11 @@ class MemoryNeed:
         return [f"{name:<{wide}}  {in_words(size):>10}" for name, size in rows]
 
 
-def in_words(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
 def estimate_memory(
-    command: str, options: argparse.Namespace, settings: Sequence[msgspec.Struct], *, model: Path, processes: int = 1
+    command: str, options: argparse.Namespace, settings: msgspec.Struct | None, *, model: Path, processes: int = 1
 ) -> MemoryNeed:
-    """What `attune command` with these options takes at its peak, each process by itself.
+    """What `attune command` with these options takes at its peak, each process by itself. Without settings it only
+    scores.
 
     Raises ModelError when the model cannot be measured.
     """
@@ -78,39 +76,41 @@ def estimate_memory(
     sizes = plan_memory(
         model, max_running=1, max_context=1 << 20, prefix_cache_tokens=0, dtype=torch.float32, packed=False
     )
-    numbers = {name: value for each in settings for name, value in msgspec.to_builtins(each).items()}
+    numbers: dict[str, Any] = msgspec.to_builtins(settings) if settings else {}
     data = sum(path.stat().st_size for path in options.data if path.is_file())
     row = min(sizes.max_context, longest_row(options.data) // BYTES_PER_TOKEN + TEMPLATE_TOKENS)
     tokens = min(_tokens_at_once(command, numbers, row), data // BYTES_PER_TOKEN + 2 * row)
-    trained = _trained(options, config, sizes.parameters) if command != "score" else 0
+    trained = _trained(options, config, sizes.parameters) if settings else 0
+    beside = sum(_weights(path) for path in models_beside(options).values())
+    passes = settings is not None or beside > 0  # a function scores without any
     slots = min(int(numbers.get("sampler_slots", 0)), int(numbers.get("rollouts", 1 << 20)))
     answer = row + int(numbers.get("max_new_tokens", 0))
     parts = {
         "program": PROGRAM,
-        "weights": sizes.weights,
+        "weights": sizes.weights if settings else 0,
         "gradients": trained * FLOAT * (1 if processes == 1 else 3),
         "AdamW's moments": 2 * trained * FLOAT,
         "state to resume": 3 * trained * FLOAT,
         "reference": sizes.weights if command in WITH_REFERENCE and trained == sizes.parameters else 0,
-        "reward model": _reward_weights(options),
-        "activations": tokens * _per_token(config, numbers, command),
+        "models beside": beside,
+        "activations": tokens * _per_token(config, numbers, trains=settings is not None) if passes else 0,
         "logits": LOGIT_COPIES * FLOAT * min(LOGITS_AT_ONCE, tokens * sizes.vocab_size)
         if command in WITH_LOGITS
         else 0,
-        "KV cache": slots * min(answer, sizes.max_context) * sizes.kv_per_token if command in SAMPLING else 0,
+        "KV cache": slots * min(answer, sizes.max_context) * sizes.kv_per_token if "sampler_slots" in numbers else 0,
         "data": data // BYTES_PER_TOKEN * EXAMPLE_BYTES,
     }
     return MemoryNeed(parts)
 
 
 def require_memory(
-    command: str, options: argparse.Namespace, settings: Sequence[msgspec.Struct], *, model: Path, processes: int
+    command: str, options: argparse.Namespace, settings: msgspec.Struct | None, *, model: Path, processes: int
 ) -> None:
     """Raise ModelError with the numbers when a command cannot fit, unless `--force` says to try."""
     if options.force:
         return
     need = estimate_memory(command, options, settings, model=model, processes=processes)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device("auto")
     available = available_memory(device)
     wanted = need.total - PROGRAM  # the program itself is already there
     if wanted * (processes if device.type == "cpu" else 1) > available:
@@ -156,11 +156,11 @@ def _tokens_at_once(command: str, numbers: dict[str, Any], row: int) -> int:
     return 2 * int(numbers.get("batch_size", 16)) * row
 
 
-def _per_token(config: Any, numbers: dict[str, Any], command: str) -> int:
+def _per_token(config: Any, numbers: dict[str, Any], *, trains: bool) -> int:
     """Bytes that one token keeps of a forward pass until its backward pass; without one, of two layers at a time."""
     inner = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     layer = (LAYER_WIDTHS * int(config.hidden_size) + MLP_WIDTHS * inner) * FLOAT
-    layers = 2 if command == "score" else int(config.num_hidden_layers)
+    layers = int(config.num_hidden_layers) if trains else 2
     mask = int(numbers.get("row_tokens", 0)) * FLOAT
     return layer * layers + mask
 
@@ -176,6 +176,6 @@ def _trained(options: argparse.Namespace, config: Any, parameters: int) -> int:
     return int(config.num_hidden_layers) * lora.rank * (4 * 2 * width + 3 * (width + inner))
 
 
-def _reward_weights(options: argparse.Namespace) -> int:
-    reward = Path(str(getattr(options, "reward", None) or ""))
-    return sum(path.stat().st_size for path in reward.glob("*.safetensors")) if reward.is_dir() and reward.name else 0
+def _weights(directory: Path) -> int:
+    """Bytes of the weights in a directory, in float32, which is what they are loaded in."""
+    return sum(count_parameters(path) for path in directory.glob("*.safetensors")) * FLOAT

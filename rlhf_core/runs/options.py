@@ -39,7 +39,6 @@ def declare_run(
         "--keep-every", type=_above_zero, default=20, metavar="N", help="keep a state to resume after N updates (20)"
     )
     declare_compute(parser)
-    parser.set_defaults(settings_types=settings)
     for each in settings:
         declare_settings(parser, each)
     if lora:

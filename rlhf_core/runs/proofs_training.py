@@ -27,9 +27,9 @@ from rlhf_core.models.inspection import inspect_attention
 from rlhf_core.models.load import LoadedPolicy, probe_prompts
 from rlhf_core.models.lora_settings import LoraSettings
 from rlhf_core.models.trainable import Trainable, make_trainable
+from rlhf_core.records import TokenIds
 from rlhf_core.runs.proofs import Proof, probe_documents
 
-TokenIds = tuple[int, ...]
 ARMS: Final = (1.0, 0.5, 0.0, -0.5)
 KL_COEF: Final = 0.5
 CLOSE: Final = 0.02

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -14,13 +14,16 @@ import msgspec
 
 from rlhf_core.checkpoints import file_sha256, write_synced
 from rlhf_core.errors import ConflictError, InvalidRequestError
+from rlhf_core.models.load import locate_model
 from rlhf_core.models.lora_settings import LoraSettings
 from rlhf_core.runs.options import read_settings
 
 RECORD: Final = "run.json"
 LIBRARIES: Final = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy")
-NOT_COMPARED: Final = frozenset({"out", "resume", "force", "keep_every", "data", "model", "run", "settings_types"})
+NOT_COMPARED: Final = frozenset({"out", "resume", "force", "keep_every", "data", "model", "run"})
 """Options in which a resumed run may differ, or that are compared by content instead."""
+MODELS_BESIDE: Final = ("reward", "judge", "served", "previous")
+"""Options that may name a directory of weights beside `--model`."""
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
@@ -42,13 +45,14 @@ class RunRecord(msgspec.Struct, kw_only=True):
     outcome: str = "running"
     """running, done, stopped, or failed with its sentence; a run that was killed says running for ever."""
     counts: dict[str, int] = msgspec.field(default_factory=dict)
-    metrics: dict[str, float] = msgspec.field(default_factory=dict)
+    metrics: dict[str, float | None] = msgspec.field(default_factory=dict)
+    """Of the last update, or of the whole; null was not finite."""
 
 
 def describe_run(
     command: str,
     options: argparse.Namespace,
-    settings: Sequence[msgspec.Struct],
+    settings: msgspec.Struct,
     *,
     model: Path,
     processes: int,
@@ -56,13 +60,13 @@ def describe_run(
 ) -> RunRecord:
     """The record of a run that is about to start. Raises InvalidRequestError for a data file that is not there."""
     said = {name: value for name, value in vars(options).items() if name not in NOT_COMPARED}
-    for each in settings:
-        said |= msgspec.to_builtins(each)
+    said |= msgspec.to_builtins(settings)
     if said.get("lora"):
         lora = msgspec.to_builtins(read_settings(options, LoraSettings, prefix="lora_"))
         said |= {f"lora_{name}": value for name, value in lora.items()}
-    if (reward := Path(str(said.get("reward", "")))).is_dir() and said.get("reward"):
-        said["reward_sha256"] = weights_sha256(reward)
+    said |= {f"content of --{name}": weights_sha256(path) for name, path in models_beside(options).items()}
+    if shown := getattr(options, "demonstrations", None):
+        said["content of --demonstrations"] = [_sha256(path, "demonstrations") for path in shown]
     return RunRecord(
         command=command,
         # As JSON gives it back, so that it compares equal to what was kept.
@@ -76,6 +80,18 @@ def describe_run(
     )
 
 
+def models_beside(options: argparse.Namespace) -> dict[str, Path]:
+    """The directories of weights that the options name beside `--model`, by option; a function has none."""
+    given = {name: str(getattr(options, name, None) or "") for name in MODELS_BESIDE}
+    # Only --served may name a model by its hub id.
+    found = {
+        name: locate_model(value) if name == "served" else Path(value).expanduser()
+        for name, value in given.items()
+        if value
+    }
+    return {name: path for name, path in found.items() if path.is_dir()}
+
+
 def weights_sha256(directory: Path) -> str:
     """The identity of the weights in a directory."""
     weights = hashlib.sha256()
@@ -84,9 +100,9 @@ def weights_sha256(directory: Path) -> str:
     return weights.hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, option: str = "data") -> str:
     if not path.is_file():
-        raise InvalidRequestError(f"there is no data file {path}", param="data")
+        raise InvalidRequestError(f"there is no data file {path}", param=option)
     return file_sha256(path)
 
 
@@ -121,7 +137,10 @@ def resumed(directory: Path, asked: RunRecord) -> RunRecord:
         raise ConflictError(f"{directory} is finished: there is nothing to resume")
     if kept.command != asked.command:
         raise ConflictError(f"{directory} is a run of `attune {kept.command}`, not of `attune {asked.command}`")
-    _refuse_other(directory, "option --{}", kept.settings, asked.settings)
+    contents = [{name: of[name] for name in of if " " in name} for of in (kept.settings, asked.settings)]
+    options = [{name: of[name] for name in of if " " not in name} for of in (kept.settings, asked.settings)]
+    _refuse_other(directory, "option --{}", *options)
+    _refuse_other(directory, "{}", *contents)
     _refuse_other(directory, "content of data file {}", _by_number(kept.data), _by_number(asked.data))
     _refuse_other(directory, "{}", {"model": kept.model_sha256}, {"model": asked.model_sha256})
     _refuse_other(directory, "{}", {"number of processes": kept.processes}, {"number of processes": asked.processes})
@@ -139,5 +158,5 @@ def _refuse_other(directory: Path, what: str, kept: Mapping[str, Any], asked: Ma
     for name in [*kept, *(each for each in asked if each not in kept)]:
         before, now = kept.get(name), asked.get(name)
         if before != now:
-            said = what.format(name.replace("_", "-") if "--" in what else name)
+            said = what.format(name.replace("_", "-") if "--{}" in what else name)
             raise ConflictError(f"the run in {directory} cannot be resumed: {said} was {before} and is now {now}")

@@ -35,12 +35,17 @@ def run(options: argparse.Namespace) -> int:
     from rlhf_core.runs.rewarding import fit_from_files
     from rlhf_core.runs.run import open_run
 
-    usual = LORA_LEARNING_RATE if options.lora else RewardSettings().learning_rate
-    settings = read_settings(options, RewardSettings, learning_rate=usual)
+    settings = settings_of(options)
     with open_run("reward", options, settings) as run:
         for line in fit_from_files(options, settings, run):
             print(line)
     return 0
+
+
+def settings_of(options: argparse.Namespace) -> RewardSettings:
+    """The settings that were asked for. Raises SettingsError."""
+    usual = LORA_LEARNING_RATE if options.lora else RewardSettings().learning_rate
+    return read_settings(options, RewardSettings, learning_rate=usual)
 
 
 def _share(text: str) -> float:

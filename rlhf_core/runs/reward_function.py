@@ -9,50 +9,72 @@ from a checkpoint is ever run.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_core.errors import SettingsError, TrainingError
-from rlhf_core.learning.reward_evaluation import score
+from rlhf_core.learning.ppo_scores import AxisScores, ScoreFunction
+from rlhf_core.learning.reward_evaluation import score, score_axes
 from rlhf_core.learning.reward_files import RECORD, load_reward
+from rlhf_core.records import TokenIds
 from rlhf_core.runs.vocabulary import Reads
 
-TokenIds = tuple[int, ...]
-ScoreFunction = Callable[[Sequence[TokenIds], Sequence[TokenIds]], Tensor]
-"""Prompts and responses to one score each, [B], float32."""
 TextReward = Callable[[list[str], list[str]], Sequence[float]]
 
 
+class RewardScores(NamedTuple):
+    """What `--reward` gives: one score per response, and where axes were asked for, one on each."""
+
+    score: ScoreFunction
+    axes: AxisScores | None = None
+
+
 def load_score_function(name: str, policy: Reads, device: torch.device | str = "cpu") -> ScoreFunction:
-    """The score function that `--reward` names. Raises SettingsError when it names neither kind.
+    """The scores alone of `load_reward_scores`."""
+    return load_reward_scores(name, policy, device).score
+
+
+def load_reward_scores(
+    name: str, policy: Reads, device: torch.device | str = "cpu", *, axes: Sequence[str] = ()
+) -> RewardScores:
+    """What `--reward` names. Raises SettingsError when it names neither kind, or has not learned one of the `axes`.
 
     A reward checkpoint must have been fitted on the tokens of `policy`'s tokenizer.
     """
     if is_checkpoint(name):
-        return _from_checkpoint(Path(name).expanduser(), policy, torch.device(device))
+        return _from_checkpoint(Path(name).expanduser(), policy, torch.device(device), axes)
     if ":" not in name:
         raise SettingsError(f"--reward is {name!r}: neither a reward checkpoint (with {RECORD}) nor module:function")
-    return over_texts(load_function(name), policy.tokenizer, name)
+    if axes:
+        raise SettingsError(f"--reward {name} has no axes: {axes[0]} is scored by reward checkpoints only")
+    return RewardScores(over_texts(load_function(name), policy.tokenizer, name))
 
 
 def is_checkpoint(name: str) -> bool:
     return (Path(name).expanduser() / RECORD).is_file()
 
 
-def _from_checkpoint(directory: Path, policy: Reads, device: torch.device) -> ScoreFunction:
+def _from_checkpoint(directory: Path, policy: Reads, device: torch.device, axes: Sequence[str]) -> RewardScores:
     model = load_reward(directory).to(device)
     _refuse_other_tokens(directory, int(model.trunk.config.get_text_config().vocab_size), policy)
+    for name in axes:
+        if name not in model.learned_axes:
+            known = ", ".join(model.learned_axes) or "no axis"
+            raise SettingsError(f"--reward {directory} has not learned the axis {name!r}; it knows {known}")
 
     def scores(prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> Tensor:
         return score(model, list(zip(prompts, responses, strict=True)))
 
-    return scores
+    def on_axes(prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> Mapping[str, Tensor]:
+        return score_axes(model, list(zip(prompts, responses, strict=True)))
+
+    return RewardScores(scores, on_axes if axes else None)
 
 
 def _refuse_other_tokens(directory: Path, known: int, policy: Reads) -> None:

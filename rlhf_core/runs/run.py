@@ -71,9 +71,11 @@ class Run:
         result = self.directory / MODEL
         if self.devices.is_main:
             write_aside(result, write)
-            shutil.rmtree(self.directory / STATE, ignore_errors=True)
         self.record.metrics = dict(metrics or self.journal.last)
         self.end("done")
+        if self.devices.is_main:
+            # Last, so that a kill before it leaves a run that can still be resumed.
+            shutil.rmtree(self.directory / STATE, ignore_errors=True)
         self.devices.wait()
         for line in self.tally.lines():
             self.say(line)
@@ -81,17 +83,20 @@ class Run:
         return result
 
     def end(self, outcome: str) -> None:
-        """Record how it came out."""
+        """Record how it came out. Nothing that happens after its result is there changes that."""
+        if self.record.outcome == "done":
+            return
         self.record.outcome = outcome
         self.record.finished_at = time.time()
         self.record.counts = self.tally.as_counts()
         if self.devices.is_main:
             save_record(self.directory, self.record)
 
-    def fail(self, error: AttuneError) -> None:
+    def fail(self, error: Exception) -> None:
         """Record why it ended; a run that never made an update leaves nothing, so that its directory can be used."""
-        if self.journal.last or self.record.resumed_at:
-            self.end(f"failed: {error}")
+        if self.journal.last or self.record.resumed_at or self.record.outcome == "done":
+            why = str(error) if isinstance(error, AttuneError) else f"{type(error).__name__}: {error}"
+            self.end(f"failed: {why}")
         elif self.devices.is_main:
             self.journal.close()
             shutil.rmtree(self.directory)
@@ -116,7 +121,7 @@ class Run:
 
 
 @contextmanager
-def open_run(command: str, options: argparse.Namespace, *settings: msgspec.Struct) -> Iterator[Run]:
+def open_run(command: str, options: argparse.Namespace, settings: msgspec.Struct) -> Iterator[Run]:
     """Open the run directory of `--out` for a new run, or with `--resume` for one that was stopped.
 
     Raises MemoryNeededError when it cannot fit, ConflictError when the directory is taken or a resumed run was of
@@ -140,7 +145,7 @@ def open_run(command: str, options: argparse.Namespace, *settings: msgspec.Struc
         run.end("stopped")
         run.say(f"stopped; the same command with --resume goes on with {directory}")
         raise
-    except AttuneError as error:
+    except Exception as error:
         run.fail(error)
         raise
     finally:

@@ -32,7 +32,7 @@ def score_files(options: argparse.Namespace) -> tuple[Tally, list[tuple[float, b
     if options.threads:
         torch.set_num_threads(options.threads)
     source = _source(options)
-    require_memory("score", options, (), model=source, processes=1)
+    require_memory("score", options, None, model=source, processes=1)
     devices = Devices(choose_compute(options.compute))
     vocabulary = load_vocabulary(source)
     function = load_score_function(options.reward, vocabulary, devices.device)

@@ -23,8 +23,7 @@ def run(options: argparse.Namespace) -> int:
     from rlhf_core.runs.model import load_start, save_policy
     from rlhf_core.runs.run import open_run
 
-    usual = LORA_LEARNING_RATE if options.lora else SftSettings().learning_rate
-    settings = read_settings(options, SftSettings, learning_rate=usual)
+    settings = settings_of(options)
     with open_run("sft", options, settings) as run:
         start = load_start(options, run.devices)
         trainable = make_trainable(
@@ -51,3 +50,9 @@ def run(options: argparse.Namespace) -> int:
             },
         )
     return 0
+
+
+def settings_of(options: argparse.Namespace) -> SftSettings:
+    """The settings that were asked for. Raises SettingsError."""
+    usual = LORA_LEARNING_RATE if options.lora else SftSettings().learning_rate
+    return read_settings(options, SftSettings, learning_rate=usual)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import transformers
 
+from rlhf_core.bench.machine import describe_machine
 from rlhf_core.errors import AttuneError
 from server.bench.long import report_long
-from server.bench.machine import machine
 from server.bench.models import BenchModel, prepare_model
 from server.bench.servers import attune
 from server.bench.speed import PROMPT_TOKENS, Requests, report_speed
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    print(machine())
+    print(describe_machine())
     try:
         for name in options.model or ("desk", "shape"):
             with tempfile.TemporaryDirectory(prefix="attune-bench-") as place:

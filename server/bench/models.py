@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from rlhf_core.desk.tokenizer import train_tokenizer
 from rlhf_core.models.load import fetch_model, load_policy, render_prompt
+from rlhf_core.models.placement import choose_dtype
 from rlhf_core.records import Message
 
 _SPOKEN = (
@@ -71,7 +72,7 @@ def prepare_model(name: str, place: Path) -> BenchModel:
     """Make or copy the model called `desk`, `shape`, a directory or a hub id, under `place`."""
     directory = place / "model"
     if name == "shape":
-        make_model(directory, SHAPE, dtype=native_dtype())
+        make_model(directory, SHAPE, dtype=choose_dtype("auto", torch.device("cpu")))
     else:
         fetch_model(name, directory)
     policy = load_policy(directory)
@@ -86,12 +87,6 @@ def prepare_model(name: str, place: Path) -> BenchModel:
         served_dtype=str(weights.dtype).removeprefix("torch."),
         max_context=policy.max_context,
     )
-
-
-def native_dtype() -> torch.dtype:
-    """bfloat16 where the CPU multiplies it in hardware; elsewhere it would be slower than float32."""
-    able = torch.cpu.get_capabilities()
-    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16") else torch.float32
 
 
 def make_model(directory: Path, shape: Mapping[str, Any], *, dtype: torch.dtype, seed: int = 0) -> Path:

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from rlhf_core.bench.machine import resident_of
 from rlhf_core.errors import AttuneError
 from rlhf_core.models.adapted import copy_adapter
 from rlhf_core.models.load import fetch_model
@@ -28,7 +29,6 @@ from rlhf_core.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from rlhf_core.records import Manifest
 from server.bench.client import Fields, Heard, load
 from server.bench.figures import quantile
-from server.bench.machine import resident_of
 from server.bench.models import BenchModel, prompts
 from server.bench.servers import Attune, last_line
 from server.bench.speed import PROMPT_TOKENS

@@ -137,3 +137,13 @@ def test_answers_keep_their_row(tiny_policy: LoadedPolicy, tmp_path: Path) -> No
     [answer] = iterate_answers(data(tmp_path, row), tiny_policy, Tally(), max_tokens=64)
     assert answer.content == row
     assert answer.up is False
+
+
+def test_the_second_files_are_named_when_only_of_them_no_row_can_be_used(
+    tiny_policy: LoadedPolicy, tmp_path: Path
+) -> None:
+    tally = Tally(skip_bad=True)
+    read_prompts(data(tmp_path, PAIR, PAIR), tiny_policy, tally, max_tokens=64)
+    shown = [write_jsonl(tmp_path / "shown.jsonl", [PAIR])]
+    with pytest.raises(InvalidRequestError, match=r"shown\.jsonl: of 1 rows none can be used"):
+        read_demonstrations(shown, tiny_policy, tally, max_tokens=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,13 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_core.cli import main
-from rlhf_core.runs.estimate import _parse
+from rlhf_core.runs.estimate import read_command
 from rlhf_core.runs.memory import MemoryNeed, estimate_memory
-from rlhf_core.runs.options import read_settings
 from tests.rlhf_core.runs.files import demonstrations
 
 ROOT = Path(__file__).resolve().parents[3]
+PARAMETERS = 8192 * 256 * 2 + 6 * (256 * 256 * 4 + 256 * 704 * 3 + 2 * 256) + 256
+"""Of the model below: two embeddings, and of every layer four projections, three of the MLP and two norms."""
 MEASURE = """
 import resource, sys
 from rlhf_core.cli import main
@@ -26,9 +28,12 @@ sys.exit(status)
 
 
 def estimate(given: list[str]) -> MemoryNeed:
-    options = _parse("sft", given)
-    settings = [read_settings(options, each) for each in options.settings_types]
-    return estimate_memory("sft", options, settings, model=Path(options.model))
+    return estimate_of("sft", given)
+
+
+def estimate_of(command: str, given: list[str]) -> MemoryNeed:
+    options, settings = read_command(command, given)
+    return estimate_memory(command, options, settings, model=Path(options.model))
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +107,27 @@ def test_estimate_prints_a_table_and_says_whether_it_fits(
         assert f"attune {command}\n" in said
     assert said.count("it fits") == 6
     assert "KV cache" in said
+
+
+def test_scoring_needs_the_reward_model_alone_and_a_function_needs_no_model(model: Path, tmp_path: Path) -> None:
+    data = demonstrations(tmp_path / "data.jsonl")
+    given = argparse.Namespace(data=[data], reward=str(model), model=None)
+    by_model = estimate_memory("score", given, None, model=model).parts
+    assert by_model["weights"] == 0
+    assert by_model["models beside"] == PARAMETERS * 4
+    assert by_model["activations"] > 0
+    given.reward = "module:function"
+    by_function = estimate_memory("score", given, None, model=model).parts
+    assert by_function["weights"] == by_function["models beside"] == by_function["activations"] == 0
+
+
+def test_every_model_beside_the_trained_one_counts(model: Path, tmp_path: Path) -> None:
+    data = demonstrations(tmp_path / "data.jsonl")
+    given = ["--model", str(model), "--data", str(data), f"--reward={model}", "--judge", str(model)]
+    assert estimate_of("ppo", [*given, "--served", str(model)]).parts["models beside"] == 3 * PARAMETERS * 4
+
+
+def test_online_dpo_samples_and_so_needs_a_cache(model: Path, tmp_path: Path) -> None:
+    given = ["--model", str(model), "--data", str(demonstrations(tmp_path / "data.jsonl"))]
+    assert estimate_of("dpo", given).parts["KV cache"] == 0
+    assert estimate_of("dpo", [*given, "--online", "--reward", "m:f"]).parts["KV cache"] > 0

@@ -12,7 +12,11 @@ from msgspec import Meta
 
 from rlhf_core.cli import main
 from rlhf_core.errors import SettingsError
+from rlhf_core.learning.alternatives_settings import DPOSettings, KTOSettings, OnlineDPOSettings, RLOOSettings
+from rlhf_core.learning.ppo_settings import PPOSettings
+from rlhf_core.learning.reward_settings import RewardSettings
 from rlhf_core.learning.sft_settings import SftSettings
+from rlhf_core.models.lora_settings import LoraSettings
 from rlhf_core.runs.estimate import TRAININGS
 from rlhf_core.runs.options import declare_settings, field_texts, read_settings
 
@@ -96,16 +100,24 @@ def test_the_docstring_under_a_field_is_its_help(capsys: pytest.CaptureFixture[s
     assert field_texts(SftSettings)["seed"] == "Orders the examples."
 
 
+SETTINGS: dict[str, tuple[type[msgspec.Struct], ...]] = {
+    "sft": (SftSettings, LoraSettings),
+    "reward": (RewardSettings, LoraSettings),
+    "ppo": (PPOSettings, LoraSettings),
+    "dpo": (DPOSettings, OnlineDPOSettings, LoraSettings),
+    "kto": (KTOSettings, LoraSettings),
+    "rloo": (RLOOSettings, LoraSettings),
+}
+
+
 @pytest.mark.parametrize("command", TRAININGS)
 def test_every_setting_of_every_training_is_an_option_with_a_text(command: str) -> None:
     parser = argparse.ArgumentParser()
     import_module(f"rlhf_core.runs.{command}").declare(parser)
     helps = {flag: action.help for action in parser._actions for flag in action.option_strings}
-    types = parser.get_default("settings_types")
-    assert types
-    for each in types:
+    for each in SETTINGS[command]:
         for field in msgspec.structs.fields(each):
-            flag = "--" + field.name.replace("_", "-")
+            flag = "--" + ("lora-" if each is LoraSettings else "") + field.name.replace("_", "-")
             assert helps.get(flag), f"{each.__name__}.{field.name} is no option of attune {command}, or has no text"
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlhf_core.cli import main
 from rlhf_core.models.load import load_policy
+from rlhf_core.runs.journal import Journal
 from tests.rlhf_core.runs.files import VOWELS, metrics, write_prompts
 
 
@@ -56,3 +59,33 @@ def test_the_best_of_one_is_no_comparison(
 ) -> None:
     assert main(command(tiny_model_dir, tmp_path, "run", "--best-of", "1")) == 2
     assert "--best-of is 1: at least 2 answers" in capsys.readouterr().err
+
+
+def test_a_resumed_run_reads_what_best_of_n_reached_instead_of_sampling_again(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = command(tiny_model_dir, tmp_path, "whole", "--best-of", "2", "--keep-every", "1")
+    assert main(whole) == 0
+    told = capsys.readouterr().err
+    stop_after_the_first_update(monkeypatch)
+    stopped = command(tiny_model_dir, tmp_path, "stopped", "--best-of", "2", "--keep-every", "1")
+    assert main(stopped) == 130
+    kept = tmp_path / "stopped" / "best_of_n.json"
+    (first, second) = json.loads(kept.read_text())
+    assert main([*stopped, "--resume"]) == 0
+    sentence = next(line for line in told.splitlines() if line.startswith("score "))
+    assert sentence in capsys.readouterr().err
+    assert (first[0], second[0]) == (1, 2)
+
+
+def stop_after_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C does it, once."""
+    say, told = Journal.log, []
+
+    def log(self: Journal, metrics: Any) -> None:
+        say(self, metrics)
+        if not told:
+            told.append(metrics)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Journal, "log", log)

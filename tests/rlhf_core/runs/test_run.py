@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,11 @@ def opened(command: str, options: argparse.Namespace, settings: SftSettings = SE
         pass
 
 
-def failing(options: argparse.Namespace, error: Exception, updates: int = 0) -> None:
+def failing(options: argparse.Namespace, error: BaseException, updates: int = 0, *, finished: bool = False) -> None:
     with open_run("sft", options, SETTINGS) as run:
         count(run, updates)
+        if finished:
+            run.finish(write_hello)
         raise error
 
 
@@ -203,3 +206,43 @@ def test_tensorboard_gets_every_update_where_it_is_installed(options: argparse.N
     events = EventAccumulator(str(options.out / "tensorboard"))
     events.Reload()
     assert [(event.step, round(event.value, 3)) for event in events.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 0.333)]
+
+
+def test_a_failure_that_nobody_foresaw_is_in_the_record_too(options: argparse.Namespace) -> None:
+    with pytest.raises(ZeroDivisionError):
+        failing(options, ZeroDivisionError("by nought"), updates=2)
+    assert load_record(options.out).outcome == "failed: ZeroDivisionError: by nought"
+
+
+@pytest.mark.parametrize("error", [TrainingError("too late"), KeyboardInterrupt()])
+def test_what_happens_after_the_result_is_there_does_not_undo_it(
+    options: argparse.Namespace, error: BaseException
+) -> None:
+    with pytest.raises(type(error)):
+        failing(options, error, finished=True)
+    assert load_record(options.out).outcome == "done"
+    assert (options.out / "model" / "hello.txt").is_file()
+
+
+def test_a_metric_that_is_not_finite_is_null_in_the_record(options: argparse.Namespace) -> None:
+    with open_run("sft", options, SETTINGS) as run:
+        run.hooks.log({"step": 1.0, "loss": float("nan")})
+        run.finish(write_hello)
+    assert load_record(options.out).metrics == {"step": 1.0, "loss": None}
+
+
+def test_files_and_models_beside_are_compared_by_content(
+    options: argparse.Namespace, make_tiny_model: Any, tmp_path: Path
+) -> None:
+    shown, judge = demonstrations(tmp_path / "shown.jsonl"), make_tiny_model(tmp_path / "judge", seed=3)
+    beside = changed(options, demonstrations=[shown], judge=str(judge), served=None, reward="module:function")
+    stopped_run(beside)
+    again = changed(beside, resume=True)
+    demonstrations(shown, 30)
+    with pytest.raises(ConflictError, match="cannot be resumed: content of --demonstrations was"):
+        opened("sft", again)
+    demonstrations(shown)
+    shutil.rmtree(judge)
+    make_tiny_model(judge, seed=4)
+    with pytest.raises(ConflictError, match="cannot be resumed: content of --judge was"):
+        opened("sft", again)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,13 @@ def test_after_a_bad_row_there_is_no_output(data: Path, tiny_model_dir: Path, tm
 def test_a_function_without_a_model_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert score(data, "my_reward_for_scores:short", tmp_path / "out.jsonl") == 2
     assert "name the model with --model" in capsys.readouterr().err
+
+
+def test_a_model_whose_settings_cannot_be_read_is_refused_with_a_sentence(
+    data: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model_dir, broken)
+    (broken / "generation_config.json").write_text("{")
+    assert score(data, "my_reward_for_scores:short", tmp_path / "out.jsonl", "--model", str(broken)) == 1
+    assert f"{broken} has no configuration that can be read" in capsys.readouterr().err

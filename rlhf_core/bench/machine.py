@@ -11,7 +11,8 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 
-def machine() -> str:
+def describe_machine() -> str:
+    """One line that a table of figures is read with."""
     memory = psutil.virtual_memory().total / 2**30
     threads = os.environ.get("ATTUNE_SERVE_THREADS") or torch.get_num_threads()
     capability = torch.backends.cpu.get_cpu_capability()
