@@ -19,7 +19,7 @@ from rlhf_core.engine.engine import Engine
 from rlhf_core.engine.sequence import GenerationRequest
 from rlhf_core.gate_rules import GateNumbers, GateSettings, decide
 from rlhf_core.learning.analyse import TokenBatch, analyse
-from rlhf_core.learning.reward_evaluation import evaluate, score
+from rlhf_core.learning.reward.evaluation import evaluate, score
 from rlhf_core.learning.rollouts import SampledResponse, plan_microbatches
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.models.load import LoadedPolicy

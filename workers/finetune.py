@@ -14,7 +14,7 @@ from rlhf_core.checkpoints import MANIFEST, checkpoint_path, new_checkpoint_id, 
 from rlhf_core.errors import TrainingError
 from rlhf_core.learning.hooks import Hooks
 from rlhf_core.learning.ppo import ScoreFunction
-from rlhf_core.learning.reward_model import load_reward, score
+from rlhf_core.learning.reward.training import load_reward, score
 from rlhf_core.models.adapted import load_full
 from rlhf_core.models.load import LoadedPolicy
 from rlhf_core.models.lora import ADAPTER_CONFIG

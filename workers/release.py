@@ -12,7 +12,7 @@ from rlhf_core.checkpoints import checkpoint_path
 from rlhf_core.errors import TrainingError
 from rlhf_core.gate import evaluate_candidate
 from rlhf_core.gate_rules import GateSettings
-from rlhf_core.learning.reward_model import load_reward
+from rlhf_core.learning.reward.training import load_reward
 from rlhf_core.models.adapted import load_full
 from rlhf_core.preferences import select_split
 from rlhf_core.records import GateReport, Job, Manifest, PolicyVersion

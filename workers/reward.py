@@ -17,11 +17,11 @@ from rlhf_core.checkpoints import checkpoint_path, new_checkpoint_id, seal
 from rlhf_core.errors import TrainingError
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks
-from rlhf_core.learning.reward_evaluation import evaluate
-from rlhf_core.learning.reward_files import load_reward, save_reward
-from rlhf_core.learning.reward_model import TrainedReward, train_reward_model
-from rlhf_core.learning.reward_report import RewardReport, calibrate_reward, mean_logprobs, report_reward
-from rlhf_core.learning.reward_settings import RewardSettings
+from rlhf_core.learning.reward.evaluation import evaluate
+from rlhf_core.learning.reward.files import load_reward, save_reward
+from rlhf_core.learning.reward.report import RewardReport, calibrate_reward, mean_logprobs, report_reward
+from rlhf_core.learning.reward.settings import RewardSettings
+from rlhf_core.learning.reward.training import TrainedReward, train_reward_model
 from rlhf_core.models.adapted import load_full
 from rlhf_core.models.heads import PromptResponse, RewardModel
 from rlhf_core.preferences import Split, select_split

@@ -23,9 +23,9 @@ from rlhf_core.learning.hooks import Hooks, Metrics
 from rlhf_core.learning.ppo import ScoreFunction, train_ppo
 from rlhf_core.learning.ppo_metrics import peak_memory
 from rlhf_core.learning.ppo_settings import PPOSettings
-from rlhf_core.learning.reward_evaluation import score
-from rlhf_core.learning.reward_model import load_trunk, train_reward_model
-from rlhf_core.learning.reward_settings import RewardSettings
+from rlhf_core.learning.reward.evaluation import score
+from rlhf_core.learning.reward.settings import RewardSettings
+from rlhf_core.learning.reward.training import load_trunk, train_reward_model
 from rlhf_core.learning.sft import train_supervised
 from rlhf_core.learning.sft_settings import SftSettings
 from rlhf_core.models.heads import RewardModel

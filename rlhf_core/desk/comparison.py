@@ -38,9 +38,9 @@ from rlhf_core.learning.fresh_responses import Drawn, draw_responses
 from rlhf_core.learning.kto import train_kto
 from rlhf_core.learning.ppo import ScoreFunction, train_ppo
 from rlhf_core.learning.ppo_settings import PPOSettings
-from rlhf_core.learning.reward_evaluation import score
-from rlhf_core.learning.reward_model import train_reward_model
-from rlhf_core.learning.reward_settings import RewardSettings
+from rlhf_core.learning.reward.evaluation import score
+from rlhf_core.learning.reward.settings import RewardSettings
+from rlhf_core.learning.reward.training import train_reward_model
 from rlhf_core.learning.rloo import train_rloo
 from rlhf_core.learning.rollouts import SampledResponse
 from rlhf_core.learning.sft_settings import SftSettings

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from rlhf_core.learning.reward_settings import RewardSettings
+from rlhf_core.learning.reward.settings import RewardSettings
 from rlhf_core.runs.options import declare_run, read_settings
 
 LORA_LEARNING_RATE: Final = 1e-4

@@ -20,8 +20,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_core.errors import SettingsError, TrainingError
 from rlhf_core.learning.ppo_scores import AxisScores, ScoreFunction
-from rlhf_core.learning.reward_evaluation import score, score_axes
-from rlhf_core.learning.reward_files import RECORD, load_reward
+from rlhf_core.learning.reward.evaluation import score, score_axes
+from rlhf_core.learning.reward.files import RECORD, load_reward
 from rlhf_core.records import TokenIds
 from rlhf_core.runs.vocabulary import Reads
 

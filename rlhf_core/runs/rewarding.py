@@ -8,11 +8,10 @@ from typing import Final
 
 import msgspec
 
-from rlhf_core.learning.reward_evaluation import answers_of
-from rlhf_core.learning.reward_files import load_reward, save_reward
-from rlhf_core.learning.reward_model import TrainedReward, check_something_to_learn, train_reward_model
-from rlhf_core.learning.reward_reference import sample_reference
-from rlhf_core.learning.reward_report import (
+from rlhf_core.learning.reward.evaluation import answers_of
+from rlhf_core.learning.reward.files import load_reward, save_reward
+from rlhf_core.learning.reward.reference import sample_reference
+from rlhf_core.learning.reward.report import (
     RewardReport,
     ScoreAnswers,
     calibrate_reward,
@@ -20,8 +19,9 @@ from rlhf_core.learning.reward_report import (
     report_reward,
     table,
 )
-from rlhf_core.learning.reward_settings import RewardSettings
-from rlhf_core.learning.reward_split import HeldOut, hold_out
+from rlhf_core.learning.reward.settings import RewardSettings
+from rlhf_core.learning.reward.split import HeldOut, hold_out
+from rlhf_core.learning.reward.training import TrainedReward, check_something_to_learn, train_reward_model
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.runs.encode import read_judgements
 from rlhf_core.runs.model import Start, copy_beside, load_start

@@ -9,7 +9,7 @@ import torch
 
 from rlhf_core.gate import answer, count_wins, evaluate_candidate, mean_ref_kl, repeats_itself
 from rlhf_core.gate_rules import INSUFFICIENT, GateSettings
-from rlhf_core.learning.reward_evaluation import features
+from rlhf_core.learning.reward.evaluation import features
 from rlhf_core.learning.rollouts import SampledResponse
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.models.load import LoadedPolicy

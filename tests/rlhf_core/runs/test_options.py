@@ -14,7 +14,7 @@ from rlhf_core.cli import main
 from rlhf_core.errors import SettingsError
 from rlhf_core.learning.alternatives_settings import DPOSettings, KTOSettings, OnlineDPOSettings, RLOOSettings
 from rlhf_core.learning.ppo_settings import PPOSettings
-from rlhf_core.learning.reward_settings import RewardSettings
+from rlhf_core.learning.reward.settings import RewardSettings
 from rlhf_core.learning.sft_settings import SftSettings
 from rlhf_core.models.lora_settings import LoraSettings
 from rlhf_core.runs.estimate import TRAININGS

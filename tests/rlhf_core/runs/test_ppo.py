@@ -11,8 +11,8 @@ import torch
 from rlhf_core.axes import AXES
 from rlhf_core.cli import main
 from rlhf_core.learning.conversations import SftExample
-from rlhf_core.learning.reward_files import save_reward
-from rlhf_core.learning.reward_model import load_trunk
+from rlhf_core.learning.reward.files import save_reward
+from rlhf_core.learning.reward.training import load_trunk
 from rlhf_core.models.adapted import load_adapter
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.models.load import load_policy

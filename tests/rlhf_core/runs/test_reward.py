@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from rlhf_core.cli import main
-from rlhf_core.learning.reward_evaluation import score, score_axes
-from rlhf_core.learning.reward_files import load_reward
+from rlhf_core.learning.reward.evaluation import score, score_axes
+from rlhf_core.learning.reward.files import load_reward
 from rlhf_core.models.load import render_prompt
 from rlhf_core.records import Message
 from tests.rlhf_core.runs.files import write_jsonl

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlhf_core.cli import main
-from rlhf_core.learning.reward_files import save_reward
+from rlhf_core.learning.reward.files import save_reward
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.models.load import load_policy
 from rlhf_core.runs.model import copy_beside

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from rlhf_core.errors import SettingsError
-from rlhf_core.learning.reward_ensemble import resampling_groups
-from rlhf_core.learning.reward_evaluation import Scoring, evaluate, score, score_answers, score_axes
-from rlhf_core.learning.reward_files import load_reward, save_reward
-from rlhf_core.learning.reward_model import RewardSettings, TrainedReward, train_reward_model
+from rlhf_core.learning.reward.ensemble import resampling_groups
+from rlhf_core.learning.reward.evaluation import Scoring, evaluate, score, score_answers, score_axes
+from rlhf_core.learning.reward.files import load_reward, save_reward
+from rlhf_core.learning.reward.training import RewardSettings, TrainedReward, train_reward_model
 from rlhf_core.models.heads import PromptResponse
 from rlhf_core.records import RatedResponse
-from tests.rlhf_core.learning.simulated_people import drawn, make_trunk, simulated_pairs, simulated_thumbs, worth
+from tests.rlhf_core.learning.reward.simulated_people import drawn, make_trunk, simulated_pairs, simulated_thumbs, worth
 
 HARMFUL = 10
 """A token that makes a response harmful, however much it is worth."""

@@ -19,10 +19,10 @@ from rlhf_core.errors import TrainingError
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
 from rlhf_core.learning.preference_losses import centering_losses
-from rlhf_core.learning.reward_batches import VoteBatch, VoteData, plan_batches, share_prompts
-from rlhf_core.learning.reward_length import credits_of
-from rlhf_core.learning.reward_settings import RewardSettings
-from rlhf_core.learning.reward_votes import Labels, RaterEffects, Scalars, tie_start, vote_losses
+from rlhf_core.learning.reward.batches import VoteBatch, VoteData, plan_batches, share_prompts
+from rlhf_core.learning.reward.length import credits_of
+from rlhf_core.learning.reward.settings import RewardSettings
+from rlhf_core.learning.reward.votes import Labels, RaterEffects, Scalars, tie_start, vote_losses
 from rlhf_core.learning.training_state import capture, restore
 from rlhf_core.models.heads import RewardModel
 

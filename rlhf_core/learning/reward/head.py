@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_core.errors import TrainingError
-from rlhf_core.learning.reward_votes import Labels, RaterEffects, Scalars, start_scalars, vote_losses
+from rlhf_core.learning.reward.votes import Labels, RaterEffects, Scalars, start_scalars, vote_losses
 
 LBFGS_STEPS = 200
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf_core.learning.reward_intervals import NOTHING, area_under_curve, resampled, share_interval
+from rlhf_core.learning.reward.intervals import NOTHING, area_under_curve, resampled, share_interval
 from rlhf_core.wilson import wilson_interval
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from rlhf_core.learning.preference_losses import LEFT, RIGHT, TIE, pair_logprobs
-from rlhf_core.learning.reward_head import Features
-from rlhf_core.learning.reward_votes import Labels
+from rlhf_core.learning.reward.head import Features
+from rlhf_core.learning.reward.votes import Labels
 
 Group = tuple[int, int, str]
 """How many raters, how many choices each, and what they are: honest, flipped or left."""

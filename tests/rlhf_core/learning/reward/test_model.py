@@ -13,7 +13,7 @@ import torch
 from rlhf_core.checkpoints import seal, verify
 from rlhf_core.errors import ModelError, TrainingError
 from rlhf_core.learning.hooks import Hooks
-from rlhf_core.learning.reward_model import (
+from rlhf_core.learning.reward.training import (
     RewardSettings,
     TrainedReward,
     evaluate,
@@ -24,7 +24,7 @@ from rlhf_core.learning.reward_model import (
     train_reward_model,
 )
 from rlhf_core.models.heads import AnswerBatch
-from tests.rlhf_core.learning.simulated_people import (
+from tests.rlhf_core.learning.reward.simulated_people import (
     WORTH,
     drawn,
     make_trunk,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_core.learning.preference_losses import LEFT, RIGHT, TIE
-from rlhf_core.learning.reward_length import ScoredPairs, correlation, credits_of, length_report, length_slope
+from rlhf_core.learning.reward.length import ScoredPairs, correlation, credits_of, length_report, length_slope
 
 
 def scored(rows: list[tuple[float, float, int, int, int]]) -> ScoredPairs:

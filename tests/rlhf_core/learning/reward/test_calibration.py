@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_core.learning.preference_losses import LEFT, RIGHT, TIE
-from rlhf_core.learning.reward_calibration import (
+from rlhf_core.learning.reward.calibration import (
     LEAST_CHOICES,
     calibrate,
     calibration_error,

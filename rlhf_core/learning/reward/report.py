@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 
 from rlhf_core.learning.analyse import TokenBatch, analyse
 from rlhf_core.learning.preference_losses import TIE
-from rlhf_core.learning.reward_axes import AxisReport
-from rlhf_core.learning.reward_calibration import Calibration, calibrate
-from rlhf_core.learning.reward_evaluation import answers_of, is_up, score
-from rlhf_core.learning.reward_intervals import NOTHING, Estimate, area_under_curve, resampled, share_interval
-from rlhf_core.learning.reward_length import LengthReport, ScoredPairs, credits_of, length_report
-from rlhf_core.learning.reward_votes import outcome
-from rlhf_core.learning.reward_words import fit_words
+from rlhf_core.learning.reward.axes import AxisReport
+from rlhf_core.learning.reward.calibration import Calibration, calibrate
+from rlhf_core.learning.reward.evaluation import answers_of, is_up, score
+from rlhf_core.learning.reward.intervals import NOTHING, Estimate, area_under_curve, resampled, share_interval
+from rlhf_core.learning.reward.length import LengthReport, ScoredPairs, credits_of, length_report
+from rlhf_core.learning.reward.votes import outcome
+from rlhf_core.learning.reward.words import fit_words
 from rlhf_core.learning.rollouts import plan_microbatches
 from rlhf_core.models.heads import PromptResponse, RewardModel
 from rlhf_core.records import PreferencePair, RatedResponse

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from rlhf_core.learning.preference_losses import LEFT, TIE, pair_logits, pair_logprobs, thumb_logits
-from rlhf_core.learning.reward_head import Features, Prepared, solve_prepared
-from rlhf_core.learning.reward_votes import Labels, Scalars, sides_were_drawn
+from rlhf_core.learning.reward.head import Features, Prepared, solve_prepared
+from rlhf_core.learning.reward.votes import Labels, Scalars, sides_were_drawn
 
 HONEST: Final = 0
 FLIPPED: Final = 1

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from rlhf_core.learning.devices import Devices
-from rlhf_core.learning.reward_files import load_reward
-from tests.rlhf_core.learning.reward_process import train
-from tests.rlhf_core.learning.simulated_people import make_trunk
+from rlhf_core.learning.reward.files import load_reward
+from tests.rlhf_core.learning.reward.reward_process import train
+from tests.rlhf_core.learning.reward.simulated_people import make_trunk
 from tests.two_processes import run_two
 
 
 def test_two_processes_fit_what_one_does(tmp_path: Path) -> None:
     trunk_dir, output = make_trunk(tmp_path / "policy"), tmp_path / "together"
     output.mkdir()
-    run_two("-m", "tests.rlhf_core.learning.reward_process", str(trunk_dir), str(output))
+    run_two("-m", "tests.rlhf_core.learning.reward.reward_process", str(trunk_dir), str(output))
     threads = torch.get_num_threads()
     alone, logged = train(trunk_dir, Devices(device="cpu"))
     torch.set_num_threads(threads)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rlhf_core.learning.preference_losses import LEFT
-from rlhf_core.learning.reward_head import Features, prepare, solve_prepared
-from rlhf_core.learning.reward_raters import (
+from rlhf_core.learning.reward.head import Features, prepare, solve_prepared
+from rlhf_core.learning.reward.raters import (
     BIASED,
     FLIPPED,
     HONEST,
@@ -17,8 +17,8 @@ from rlhf_core.learning.reward_raters import (
     fit_mixture,
     has_honest_majority,
 )
-from rlhf_core.learning.reward_votes import Labels
-from tests.rlhf_core.learning.simulated_votes import Group, agreement, labels_of, simulate
+from rlhf_core.learning.reward.votes import Labels
+from tests.rlhf_core.learning.reward.simulated_votes import Group, agreement, labels_of, simulate
 
 HONEST_40: Group = (40, 50, "honest")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_core.learning.preference_losses import LEFT, RIGHT, TIE
-from rlhf_core.learning.reward_votes import (
+from rlhf_core.learning.reward.votes import (
     LEAST_OF_ONE_RATER,
     RaterEffects,
     Scalars,
@@ -18,7 +18,7 @@ from rlhf_core.learning.reward_votes import (
     vote_losses,
 )
 from rlhf_core.records import PreferencePair, RatedResponse, RatingValue, Side
-from tests.rlhf_core.learning.simulated_votes import labels_of
+from tests.rlhf_core.learning.reward.simulated_votes import labels_of
 
 
 def rated(value: RatingValue, rater: str = "ann", created_at: float = 0.0) -> RatedResponse:

@@ -2,9 +2,9 @@
 
 import msgspec
 
-from rlhf_core.learning.reward_split import BY_GROUP, BY_PROMPT, HeldOut, hold_out
+from rlhf_core.learning.reward.split import BY_GROUP, BY_PROMPT, HeldOut, hold_out
 from rlhf_core.records import PreferencePair, RatedResponse
-from tests.rlhf_core.learning.simulated_people import simulated_pairs, simulated_thumbs
+from tests.rlhf_core.learning.reward.simulated_people import simulated_pairs, simulated_thumbs
 
 
 def judged(prompts: int, rater_of: int) -> tuple[list[RatedResponse], list[PreferencePair]]:

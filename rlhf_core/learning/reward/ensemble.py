@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_core.learning.reward_head import Prepared, solve_prepared
-from rlhf_core.learning.reward_intervals import LEAST_RATERS
-from rlhf_core.learning.reward_votes import Labels, judgements
+from rlhf_core.learning.reward.head import Prepared, solve_prepared
+from rlhf_core.learning.reward.intervals import LEAST_RATERS
+from rlhf_core.learning.reward.votes import Labels, judgements
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.records import PreferencePair, RatedResponse
 

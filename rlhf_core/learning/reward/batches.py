@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 
 import torch
 
-from rlhf_core.learning.reward_evaluation import sides
-from rlhf_core.learning.reward_votes import Labels
+from rlhf_core.learning.reward.evaluation import sides
+from rlhf_core.learning.reward.votes import Labels
 from rlhf_core.models.heads import AnswerBatch, AnswerGroup, RewardModel
 from rlhf_core.records import PreferencePair, RatedResponse
 

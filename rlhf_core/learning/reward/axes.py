@@ -15,11 +15,11 @@ from torch import Tensor
 
 from rlhf_core.axes import AXES, LEAST_JUDGEMENTS, Axis, evidence, orders, thumb_says
 from rlhf_core.learning.preference_losses import LEFT, RIGHT
-from rlhf_core.learning.reward_calibration import calibration_error, fit_temperature
-from rlhf_core.learning.reward_head import Features, HeadSolution, solve_head
-from rlhf_core.learning.reward_intervals import area_under_curve
-from rlhf_core.learning.reward_raters import draw_folds
-from rlhf_core.learning.reward_votes import Labels, outcome
+from rlhf_core.learning.reward.calibration import calibration_error, fit_temperature
+from rlhf_core.learning.reward.head import Features, HeadSolution, solve_head
+from rlhf_core.learning.reward.intervals import area_under_curve
+from rlhf_core.learning.reward.raters import draw_folds
+from rlhf_core.learning.reward.votes import Labels, outcome
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.records import PreferencePair, RatedResponse
 

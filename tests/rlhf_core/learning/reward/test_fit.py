@@ -13,14 +13,14 @@ import torch
 from rlhf_core.errors import CheckpointError
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
-from rlhf_core.learning.reward_batches import VoteData, plan_batches, share_prompts
-from rlhf_core.learning.reward_fit import model_scalars, preference_loss, schedule
-from rlhf_core.learning.reward_model import RewardSettings, TrainedReward, load_trunk, train_reward_model
-from rlhf_core.learning.reward_votes import RaterEffects, label
+from rlhf_core.learning.reward.batches import VoteData, plan_batches, share_prompts
+from rlhf_core.learning.reward.fit import model_scalars, preference_loss, schedule
+from rlhf_core.learning.reward.training import RewardSettings, TrainedReward, load_trunk, train_reward_model
+from rlhf_core.learning.reward.votes import RaterEffects, label
 from rlhf_core.learning.training_state import TrainingState, load_state, save_state
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.models.lora_settings import LoraSettings
-from tests.rlhf_core.learning.simulated_people import make_trunk, simulated_pairs, simulated_thumbs
+from tests.rlhf_core.learning.reward.simulated_people import make_trunk, simulated_pairs, simulated_thumbs
 
 SETTINGS = RewardSettings(
     epochs=2, learning_rate=1e-3, head_learning_rate=1e-3, batch_size=8, ensemble=0, rater_model=False

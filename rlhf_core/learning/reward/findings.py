@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 
 from rlhf_core.learning.hooks import Metrics
-from rlhf_core.learning.reward_head import Features
-from rlhf_core.learning.reward_length import credits_of
-from rlhf_core.learning.reward_raters import FLIPPED, HONEST, RaterMixture
-from rlhf_core.learning.reward_votes import Labels, RaterEffects, judgements
+from rlhf_core.learning.reward.head import Features
+from rlhf_core.learning.reward.length import credits_of
+from rlhf_core.learning.reward.raters import FLIPPED, HONEST, RaterMixture
+from rlhf_core.learning.reward.votes import Labels, RaterEffects, judgements
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.records import PreferencePair, RatedResponse
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlhf_core.learning.reward_evaluation import answers_of
-from rlhf_core.learning.reward_votes import label, start_scalars, vote_losses
+from rlhf_core.learning.reward.evaluation import answers_of
+from rlhf_core.learning.reward.votes import label, start_scalars, vote_losses
 from rlhf_core.models.heads import PromptResponse
 from rlhf_core.records import PreferencePair, RatedResponse
 

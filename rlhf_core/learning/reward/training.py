@@ -28,24 +28,24 @@ from rlhf_core.baselines import fit_baselines
 from rlhf_core.errors import ModelError, TrainingError
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
-from rlhf_core.learning.reward_axes import AxisReport, fit_axes
-from rlhf_core.learning.reward_batches import VoteData
-from rlhf_core.learning.reward_ensemble import fit_ensemble
-from rlhf_core.learning.reward_evaluation import answers_of, evaluate, features, score
-from rlhf_core.learning.reward_files import load_reward, save_reward
-from rlhf_core.learning.reward_findings import accuracy, measured, rater_records
-from rlhf_core.learning.reward_fit import fit_trunk
-from rlhf_core.learning.reward_head import Features, HeadSolution, Prepared, prepare, solve_prepared
-from rlhf_core.learning.reward_length import ScoredPairs, length_slope
-from rlhf_core.learning.reward_raters import (
+from rlhf_core.learning.reward.axes import AxisReport, fit_axes
+from rlhf_core.learning.reward.batches import VoteData
+from rlhf_core.learning.reward.ensemble import fit_ensemble
+from rlhf_core.learning.reward.evaluation import answers_of, evaluate, features, score
+from rlhf_core.learning.reward.files import load_reward, save_reward
+from rlhf_core.learning.reward.findings import accuracy, measured, rater_records
+from rlhf_core.learning.reward.fit import fit_trunk
+from rlhf_core.learning.reward.head import Features, HeadSolution, Prepared, prepare, solve_prepared
+from rlhf_core.learning.reward.length import ScoredPairs, length_slope
+from rlhf_core.learning.reward.raters import (
     RaterMixture,
     believe,
     cross_fitted_mixture,
     draw_folds,
     has_honest_majority,
 )
-from rlhf_core.learning.reward_settings import RewardSettings
-from rlhf_core.learning.reward_votes import Judgement, Labels, RaterEffects, judgements, label, rater_names
+from rlhf_core.learning.reward.settings import RewardSettings
+from rlhf_core.learning.reward.votes import Judgement, Labels, RaterEffects, judgements, label, rater_names
 from rlhf_core.models.heads import PromptResponse, RewardModel
 from rlhf_core.models.lora_layers import add_lora, lora_layers
 from rlhf_core.models.lora_settings import LoraSettings

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from rlhf_core.learning.reward_votes import Judgement, judgements
+from rlhf_core.learning.reward.votes import Judgement, judgements
 from rlhf_core.records import PreferencePair, RatedResponse
 
 BY_GROUP: Final = "held out by prompt and by rater: neither is on both sides"

@@ -10,9 +10,9 @@ import torch
 
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
-from rlhf_core.learning.reward_files import save_reward
-from rlhf_core.learning.reward_model import RewardSettings, TrainedReward, train_reward_model
-from tests.rlhf_core.learning.simulated_people import simulated_pairs, simulated_thumbs
+from rlhf_core.learning.reward.files import save_reward
+from rlhf_core.learning.reward.training import RewardSettings, TrainedReward, train_reward_model
+from tests.rlhf_core.learning.reward.simulated_people import simulated_pairs, simulated_thumbs
 
 
 def train(trunk_dir: Path, devices: Devices) -> tuple[TrainedReward, list[Metrics]]:

@@ -7,9 +7,9 @@ import torch
 
 from rlhf_core.errors import TrainingError
 from rlhf_core.learning.preference_losses import LEFT, RIGHT, TIE
-from rlhf_core.learning.reward_head import Features, HeadSolution, prepare, solve_head, solve_prepared
-from rlhf_core.learning.reward_votes import Labels
-from tests.rlhf_core.learning.simulated_votes import labels_of
+from rlhf_core.learning.reward.head import Features, HeadSolution, prepare, solve_head, solve_prepared
+from rlhf_core.learning.reward.votes import Labels
+from tests.rlhf_core.learning.reward.simulated_votes import labels_of
 
 
 def judged(count: int = 80, seed: int = 0, width: int = 5) -> tuple[Features, Labels]:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rlhf_core.axes import AXES
 from rlhf_core.errors import SettingsError
-from rlhf_core.learning.reward_length import correlation
-from rlhf_core.learning.reward_settings import Scoring
+from rlhf_core.learning.reward.length import correlation
+from rlhf_core.learning.reward.settings import Scoring
 from rlhf_core.models.heads import AnswerBatch, PromptResponse, RewardModel
 from rlhf_core.records import PreferencePair, RatedResponse
 from rlhf_core.wilson import wilson_interval

@@ -11,19 +11,19 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from rlhf_core.learning.reward_evaluation import answers_of
-from rlhf_core.learning.reward_files import load_reward, save_reward
-from rlhf_core.learning.reward_model import RewardSettings, TrainedReward, train_reward_model
-from rlhf_core.learning.reward_report import (
+from rlhf_core.learning.reward.evaluation import answers_of
+from rlhf_core.learning.reward.files import load_reward, save_reward
+from rlhf_core.learning.reward.report import (
     RewardReport,
     calibrate_reward,
     mean_logprobs,
     report_reward,
     table,
 )
-from rlhf_core.learning.reward_words import fit_words
+from rlhf_core.learning.reward.training import RewardSettings, TrainedReward, train_reward_model
+from rlhf_core.learning.reward.words import fit_words
 from rlhf_core.records import PreferencePair
-from tests.rlhf_core.learning.simulated_people import make_trunk, simulated_pairs, simulated_thumbs, worth
+from tests.rlhf_core.learning.reward.simulated_people import make_trunk, simulated_pairs, simulated_thumbs, worth
 
 SETTINGS = RewardSettings(epochs=0, ridge=0.3, ensemble=0)
 

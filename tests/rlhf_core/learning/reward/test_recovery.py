@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from rlhf_core.learning.preference_losses import LEFT, TIE
-from rlhf_core.learning.reward_calibration import calibrate, fit_temperature
-from rlhf_core.learning.reward_head import Features, solve_head
-from rlhf_core.learning.reward_votes import Labels, RaterEffects
-from tests.rlhf_core.learning.simulated_votes import double, draw_outcomes, labels_of
+from rlhf_core.learning.reward.calibration import calibrate, fit_temperature
+from rlhf_core.learning.reward.head import Features, solve_head
+from rlhf_core.learning.reward.votes import Labels, RaterEffects
+from tests.rlhf_core.learning.reward.simulated_votes import double, draw_outcomes, labels_of
 
 ITEMS, VOTES, ETA = 30, 20_000, 1.0
 
