@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,17 +21,16 @@ import torch
 from torch import Tensor
 
 from rlhf_core.desk.demonstrations import DeskPrompt, held_out_prompts, training_prompts
-from rlhf_core.desk.raters import Rater, is_good
+from rlhf_core.desk.judgements import NOISE, PAIRS, SAMPLING, THUMBS, Judgements, answers_to, ask, collect, on_cpu, said
+from rlhf_core.desk.raters import is_good
 from rlhf_core.learning.alternatives_settings import (
     DPOSettings,
     KTOSettings,
     RLOOSettings,
-    SamplingSettings,
 )
 from rlhf_core.learning.answer_logprobs import read_answers
 from rlhf_core.learning.baseline_policies import few_shot_prompts, train_on_upvoted
 from rlhf_core.learning.best_of_n import best_answers, kl_bound
-from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.dpo import train_dpo
 from rlhf_core.learning.fresh_responses import Drawn, draw_responses
 from rlhf_core.learning.kto import train_kto
@@ -44,26 +42,16 @@ from rlhf_core.learning.reward.training import train_reward_model
 from rlhf_core.learning.rloo import train_rloo
 from rlhf_core.learning.rollouts import SampledResponse
 from rlhf_core.learning.sft_settings import SftSettings
-from rlhf_core.models.load import DESK_CHECKPOINT, LoadedPolicy, load_policy, render_prompt
+from rlhf_core.models.load import DESK_CHECKPOINT, LoadedPolicy, load_policy
 from rlhf_core.models.trainable import Trainable, make_trainable
-from rlhf_core.preferences import prompt_key
-from rlhf_core.records import PreferencePair, RatedResponse, Side, TokenIds
+from rlhf_core.records import TokenIds
 from rlhf_core.wilson import wilson_interval
 
-PAIRS, THUMBS = 400, 400
-NOISE: Final = 0.15
-RATERS: Final = 20
 PRACTICE_PROMPTS: Final = 800
 """Prompts that policies may practise on; nobody has judged an answer to most of them."""
 HELD_OUT: Final = 300
 CANDIDATES: Final = 4
 SHOTS: Final = 3
-SAMPLING: Final = SamplingSettings(max_new_tokens=96)
-
-
-class Judgements(NamedTuple):
-    ratings: list[RatedResponse]
-    pairs: list[PreferencePair]
 
 
 class Result(NamedTuple):
@@ -89,92 +77,8 @@ class Lesson:
     reward_accuracy: float
 
 
-def ask(policy: LoadedPolicy, prompts: Sequence[DeskPrompt]) -> list[TokenIds]:
-    return [tuple(render_prompt(policy.tokenizer, prompt.messages)) for prompt in prompts]
-
-
-def said(policy: LoadedPolicy, response: SampledResponse) -> str:
-    """What a rater reads."""
-    return str(policy.tokenizer.decode(list(response.token_ids), skip_special_tokens=True))
-
-
-def devices() -> Devices:
-    return Devices(device="cpu")
-
-
-def collect(policy: LoadedPolicy, seed: int) -> Judgements:
-    """Judgements of answers that `policy` gave to training prompts, by people who err in NOISE of the cases."""
-    raters = [Rater(1000 * seed + number, NOISE) for number in range(RATERS)]
-    draw = random.Random(seed)
-    rated = training_prompts(THUMBS, seed + 101)
-    ratings = [
-        _rating(policy, prompt, response, raters, draw, at)
-        for at, (prompt, response) in enumerate(zip(rated, _answers(policy, rated, 1, seed), strict=True))
-    ]
-    compared = training_prompts(PAIRS, seed + 202)
-    twice = _answers(policy, compared, 2, seed + 1)
-    pairs = [_pair(policy, prompt, twice[2 * at : 2 * at + 2], raters, draw, at) for at, prompt in enumerate(compared)]
-    return Judgements(ratings, pairs)
-
-
-def _answers(policy: LoadedPolicy, prompts: Sequence[DeskPrompt], copies: int, seed: int) -> list[SampledResponse]:
-    asked = [token_ids for token_ids in ask(policy, prompts) for _ in range(copies)]
-    return draw_responses(policy, asked, SAMPLING, seed, 0, devices())
-
-
-def _rating(
-    policy: LoadedPolicy,
-    prompt: DeskPrompt,
-    response: SampledResponse,
-    raters: Sequence[Rater],
-    draw: random.Random,
-    at: int,
-) -> RatedResponse:
-    who = draw.randrange(len(raters))
-    judgement = raters[who].rate(prompt, said(policy, response))
-    return RatedResponse(
-        event_id=f"rating-{at}",
-        rater=f"rater-{who}",
-        interaction_id=f"interaction-{at}",
-        policy_version=1,
-        prompt_token_ids=response.prompt,
-        token_ids=response.token_ids,
-        value=judgement.value,
-        prompt_key=prompt_key(prompt.messages),
-        reasons=judgement.reasons,
-    )
-
-
-def _pair(
-    policy: LoadedPolicy,
-    prompt: DeskPrompt,
-    answers: Sequence[SampledResponse],
-    raters: Sequence[Rater],
-    draw: random.Random,
-    at: int,
-) -> PreferencePair:
-    """Two bad answers, and two that are equally good, are ties; a tie teaches as well."""
-    left, right = answers
-    who = draw.randrange(len(raters))
-    choice = raters[who].choose(prompt, said(policy, left), said(policy, right))
-    side: Side = "right" if choice == "right" else "left"
-    chosen, rejected = (right, left) if side == "right" else (left, right)
-    return PreferencePair(
-        event_id=f"choice-{at}",
-        rater=f"rater-{who}",
-        comparison_id=f"comparison-{at}",
-        policy_version=1,
-        prompt_token_ids=left.prompt,
-        chosen_token_ids=chosen.token_ids,
-        rejected_token_ids=rejected.token_ids,
-        chosen_side=side,
-        prompt_key=prompt_key(prompt.messages),
-        tie=choice in ("tie", "both_bad"),
-    )
-
-
-def learn_rewards(policy: LoadedPolicy, judgements: Judgements, seed: int) -> tuple[ScoreFunction, float]:
-    """A reward model's scores, and the share of unseen judgements that agree with its fit before any noise."""
+def learn_rewards(judgements: Judgements, seed: int) -> ScoreFunction:
+    """The scores of a reward model that learned from these judgements."""
     reference = [(each.prompt_token_ids, each.token_ids) for each in judgements.ratings]
     trained = train_reward_model(
         DESK_CHECKPOINT, judgements.ratings, judgements.pairs, REWARD, seed, reference_answers=reference
@@ -183,13 +87,13 @@ def learn_rewards(policy: LoadedPolicy, judgements: Judgements, seed: int) -> tu
     def scores(prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> Tensor:
         return score(trained.model, list(zip(prompts, responses, strict=True)))
 
-    return scores, _agreement(policy, scores, seed)
+    return scores
 
 
 def _agreement(policy: LoadedPolicy, scores: ScoreFunction, seed: int) -> float:
     """Share of answers to unseen prompts, a good and a bad one to each, of which it scores the good one higher."""
     prompts = held_out_prompts(HELD_OUT // 2, seed + 303)
-    answers = _answers(policy, prompts, 2, seed + 2)
+    answers = answers_to(policy, prompts, 2, seed + 2)
     given = scores([each.prompt for each in answers], [each.token_ids for each in answers])
     good = [is_good(prompts[at // 2], said(policy, each)) for at, each in enumerate(answers)]
     mixed = [at for at in range(0, len(answers), 2) if good[at] != good[at + 1]]
@@ -232,18 +136,17 @@ METHODS: Final[Mapping[str, Callable[[Trainable, Lesson], None]]] = {
     "KTO": kto,
     "fine-tuning on upvoted": upvoted,
 }
-CLIMBERS: Final = ("PPO", "RLOO", "best of 4")
-"""Methods that need the reward model."""
+CLIMBERS: Final = ("PPO", "RLOO")
+"""Methods whose time includes that of the reward model."""
 
 
 def take_lesson(policy: LoadedPolicy, seed: int) -> Lesson:
     judgements = collect(policy, seed)
     began = time.perf_counter()
-    score_fn, accuracy = learn_rewards(policy, judgements, seed)
+    score_fn = learn_rewards(judgements, seed)
     seconds = time.perf_counter() - began
-    return Lesson(
-        seed, judgements, ask(policy, training_prompts(PRACTICE_PROMPTS, seed + 404)), score_fn, seconds, accuracy
-    )
+    practice = ask(policy, training_prompts(PRACTICE_PROMPTS, seed + 404))
+    return Lesson(seed, judgements, practice, score_fn, seconds, _agreement(policy, score_fn, seed))
 
 
 def play(policy: LoadedPolicy, lesson: Lesson, prompts: Sequence[DeskPrompt]) -> dict[str, Result]:
@@ -265,7 +168,7 @@ def play(policy: LoadedPolicy, lesson: Lesson, prompts: Sequence[DeskPrompt]) ->
 
 
 def _draw(policy: LoadedPolicy, asked: Sequence[TokenIds]) -> list[SampledResponse]:
-    return draw_responses(policy, asked, SAMPLING, 999, 0, devices())
+    return draw_responses(policy, asked, SAMPLING, 999, 0, on_cpu())
 
 
 def _best_of(policy: LoadedPolicy, lesson: Lesson, prompts: Sequence[DeskPrompt], asked: Sequence[TokenIds]) -> Result:
@@ -287,7 +190,7 @@ def _judge(
 def _kl(trainee: Trainable, answers: Sequence[SampledResponse]) -> float:
     """KL to the shipped policy in nats per answer, by the trained policy's own answers (k1)."""
     pairs = [(each.prompt, each.token_ids) for each in answers]
-    read = partial(read_answers, settings=SAMPLING, devices=devices())
+    read = partial(read_answers, settings=SAMPLING, devices=on_cpu())
     ours = read(trainee.model, pairs)
     with trainee.reference() as model:
         theirs = read(model, pairs)
