@@ -1,4 +1,4 @@
-"""What scripted people say of the shipped policy's answers: as often wrong as they are said to be, the same each time."""
+"""What scripted people say of the shipped policy: wrong as often as they are said to be, and the same each time."""
 
 from __future__ import annotations
 
