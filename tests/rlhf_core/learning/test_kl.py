@@ -1,9 +1,18 @@
 """KL estimators against the exact divergence, and the adaptive coefficient against worked numbers."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from rlhf_core.learning.alternatives_settings import SamplingSettings, StepSettings
+from rlhf_core.learning.answer_logprobs import answer_kls, answer_logprobs
+from rlhf_core.learning.devices import Devices
+from rlhf_core.learning.fresh_responses import draw_responses
 from rlhf_core.learning.kl import adapt_kl_coef, estimate_kl, response_kl
+from rlhf_core.models.load import load_policy
+from rlhf_core.models.lora_settings import LoraSettings
+from rlhf_core.models.trainable import Trainable, make_trainable
 
 
 def test_the_three_estimators_match_worked_numbers() -> None:
@@ -40,3 +49,49 @@ def test_response_kl_sums_over_tokens_and_averages_over_responses() -> None:
 def test_the_adaptive_coefficient_follows_the_worked_numbers(ref_kl: float, expected: float) -> None:
     # Errors 1 and -.5 are clipped to +-.2: .15 * (1 +- .2 * 512 / 10000) = .15 * (1 +- .01024).
     assert adapt_kl_coef(0.15, ref_kl, target=6.0, episodes=512, horizon=10_000) == pytest.approx(expected, abs=1e-9)
+
+
+PROMPT = (9, 8, 7)
+SETTINGS = StepSettings(temperature=1.3)
+DEVICES = Devices(device="cpu")
+
+
+def moved(directory: Path, lora: LoraSettings | None) -> Trainable:
+    """A policy whose weights are no longer the reference's."""
+    trainee = make_trainable(load_policy(directory), lora)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for each in trainee.parameters:
+            each.add_(0.02 * torch.randn(each.shape, generator=draw))
+    trainee.refresh()
+    return trainee
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)], ids=["full", "lora"])
+def test_along_one_token_the_kl_is_the_sum_over_the_vocabulary(tiny_model_dir: Path, lora: LoraSettings | None) -> None:
+    trainee = moved(tiny_model_dir, lora)
+    every = [(PROMPT, (token,)) for token in range(trainee.policy.vocab_size)]
+    ours = answer_logprobs(trainee.model, every, SETTINGS, DEVICES).double()
+    with trainee.reference() as reference:
+        theirs = answer_logprobs(reference, every, SETTINGS, DEVICES).double()
+    exact = float((ours.exp() * (ours - theirs)).sum())
+    assert float(ours.exp().sum()) == pytest.approx(1.0, abs=1e-4)
+    assert exact > 1e-3
+    # Whichever token was drawn.
+    found = answer_kls(trainee, [(PROMPT, (5,)), (PROMPT, (11,))], SETTINGS, DEVICES)
+    assert found.tolist() == pytest.approx([exact, exact], rel=1e-3)
+
+
+def test_over_whole_responses_it_agrees_with_k1_and_varies_less(tiny_model_dir: Path) -> None:
+    trainee = moved(tiny_model_dir, None)
+    settings = SamplingSettings(max_new_tokens=6)
+    drawn = draw_responses(trainee.policy, [PROMPT] * 400, settings, 0, 0, DEVICES)
+    answers = [(each.prompt, each.token_ids) for each in drawn]
+    along = answer_kls(trainee, answers, settings, DEVICES)
+    ours = answer_logprobs(trainee.model, answers, settings, DEVICES)
+    with trainee.reference() as reference:
+        k1 = ours - answer_logprobs(reference, answers, settings, DEVICES)
+    difference = k1 - along
+    assert abs(float(difference.mean())) < 4 * float(difference.std()) / len(answers) ** 0.5
+    assert float(along.var()) < 0.25 * float(k1.var())
+    assert float(along.min()) >= 0.0
