@@ -103,7 +103,7 @@ def _agreement(policy: LoadedPolicy, scores: ScoreFunction, seed: int) -> float:
 
 REWARD: Final = RewardSettings()
 PPO: Final = PPOSettings(learning_rate=1e-3, epochs=4, target_kl=0.1, kl_coef=0.5, gae_lambda=1.0)
-ADAPTERS: Final = {"PPO": LoraSettings(rank=8, alpha=8.0)}
+ADAPTERS: Final = dict.fromkeys(("PPO", "RLOO"), LoraSettings(rank=8, alpha=8.0))
 """What learns, where it is not all weights: noise moves a few numbers less far from the shipped policy than all of
 them, and so more of the KL goes into better answers."""
 
@@ -113,7 +113,7 @@ def ppo(trainee: Trainable, lesson: Lesson) -> None:
 
 
 def rloo(trainee: Trainable, lesson: Lesson) -> None:
-    settings = RLOOSettings(learning_rate=1e-4, target_kl=0.05)
+    settings = RLOOSettings(learning_rate=1e-3, epochs=4, target_kl=0.1, kl_coef=0.5)
     train_rloo(trainee, lesson.score_fn, lesson.practice, settings, lesson.seed)
 
 
