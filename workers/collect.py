@@ -46,7 +46,11 @@ def make_batch(
     now: float,
 ) -> PreferenceBatch:
     """What the events, in log order, say in the end: of each judgement the last word, and nothing if withdrawn."""
-    last_words = {judgement_key(event.kind, event.target, event.rater): event for event in events}
+    last_words: dict[str, Feedback] = {}
+    for event in events:
+        key = judgement_key(event.kind, event.target, event.rater)
+        last_words.pop(key, None)  # so that they stand in the order in which they were said
+        last_words[key] = event
     standing = [event for event in last_words.values() if event.value is not None]
     usable = [event for event in standing if event.trains]
     comparisons = [(event, feedback.comparison(event.target)) for event in usable if event.kind == "comparison"]
@@ -54,9 +58,13 @@ def make_batch(
     needed = [event.target for event in thumbs]
     needed += [side for _, comparison in comparisons for side in (comparison.left, comparison.right)]
     found = {key: each for key, each in interactions.many(dict.fromkeys(needed)).items() if _has_content(each)}
-    ratings = [_rated(event, found[event.target], event.value) for event in thumbs if event.target in found]
-    pairs = []
-    for event, comparison in comparisons:
+    compared = {event.event_id: comparison for event, comparison in comparisons}
+    ratings, pairs = list[RatedResponse](), list[PreferencePair]()
+    for event in usable:
+        if event.kind == "rating":
+            ratings += [_rated(event, found[event.target], event.value)] if event.target in found else []
+            continue
+        comparison = compared[event.event_id]
         if comparison.left in found and comparison.right in found:
             left, right = found[comparison.left], found[comparison.right]
             ratings += _both_bad(event, left, right)

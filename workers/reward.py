@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import structlog
 
 from rlhf_core.checkpoints import checkpoint_path, new_checkpoint_id, seal
-from rlhf_core.errors import TrainingError
+from rlhf_core.errors import ModelError, TrainingError
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks
 from rlhf_core.learning.reward.evaluation import evaluate
@@ -90,7 +91,8 @@ def _train_one(training: _Training, split: Split, seed: int, on_progress: PartPr
     )
     report = _report(training, trained, (ratings, pairs), split)
     held_out = evaluate(trained.model, *select_split(*training.judgements, "gate"))
-    metrics = finite(report.as_metrics() | trained.metrics | held_out.as_metrics())
+    counts = {f"train_{name}": trained.metrics[name] for name in ("n_ratings", "n_pairs")}
+    metrics = finite(report.as_metrics() | trained.metrics | held_out.as_metrics() | counts)
     return _seal(training, trained, report, metrics), metrics
 
 
@@ -118,13 +120,19 @@ def _report(training: _Training, trained: TrainedReward, train: Judgements, spli
 
 
 def _previous(training: _Training, split: Split) -> RewardModel | None:
-    """The reward model that was fitted to the same split before, if it is still there."""
+    """The reward model that was fitted to the same split before, if it is still there and can be read."""
     record = training.stores.policies.reward()
     if record is None:
         return None
     checkpoint_id = record.checkpoint_id if split == "train" else record.judge_checkpoint_id
     directory = checkpoint_path(training.settings.checkpoints_path, checkpoint_id) if checkpoint_id else None
-    return load_reward(directory) if directory is not None and directory.is_dir() else None
+    if directory is None or not directory.is_dir():
+        return None
+    try:
+        return load_reward(directory)
+    except ModelError as error:
+        structlog.get_logger().warning("the report does without the previous reward model", reason=str(error))
+        return None
 
 
 def _seal(training: _Training, trained: TrainedReward, report: RewardReport, metrics: dict[str, float]) -> str:

@@ -41,7 +41,7 @@ def adapt_kl_coef(kl_coef: float, ref_kl: float, *, target: float, episodes: int
     """The next `kl_coef` after `episodes` responses whose KL to the reference was `ref_kl` nats per response.
 
     Proportional control, the error clipped to +-0.2 so that one odd update cannot swing it (Ziegler et al.
-    2019, section 2.2).
+    2019, section 2.2). An update of more episodes than the horizon counts as one of that many.
     """
     error = min(max(ref_kl / target - 1.0, -0.2), 0.2)
-    return kl_coef * (1.0 + error * episodes / horizon)
+    return kl_coef * (1.0 + error * min(1.0, episodes / horizon))

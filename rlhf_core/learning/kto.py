@@ -74,7 +74,11 @@ def train_kto(
     hooks.progress("reference", 0.0)
     answers = [(each.prompt_token_ids, each.token_ids) for each in ratings]
     others = mismatch(answers, seed)
-    crossed = [(prompt, answers[other][1]) for (prompt, _), other in zip(answers, others, strict=True)]
+    # Each row fits the context, but a prompt with the answer of another row may not.
+    room = trainee.policy.max_context
+    crossed = [
+        (prompt, answers[other][1][: room - len(prompt)]) for (prompt, _), other in zip(answers, others, strict=True)
+    ]
     with trainee.reference() as model:
         ref_logprobs = answer_logprobs(model, answers + crossed, settings, devices).view(2, -1).T.tolist()
     scale = len(ratings) / sum(weights) if weights else 1.0

@@ -123,8 +123,8 @@ class RewardModel(nn.Module):
         """The head starts from N(0, 1 / (width + 1)), as in lm-human-preferences. `ensemble` is K."""
         super().__init__()
         self.trunk = trunk
-        # The text model's configuration may be nested.
-        width = 2 * int(trunk.config.get_text_config().hidden_size)
+        # The last hidden state is as wide as the embeddings, which the layers need not be.
+        width = 2 * int(trunk.get_input_embeddings().weight.shape[1])
         self.head = nn.Linear(width, 1)
         nn.init.normal_(self.head.weight, std=1.0 / math.sqrt(width + 1), generator=generator)
         nn.init.zeros_(self.head.bias)

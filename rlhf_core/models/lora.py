@@ -40,6 +40,8 @@ _REFUSED: Final = (
     "arrow_config",
 )
 """What peft's LoRA can be besides a low-rank term on single projections."""
+_CHANGES_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways of starting a term, by how their names begin, in which peft also changes the weights beside it."""
 
 
 def is_adapter(directory: Path) -> bool:
@@ -94,6 +96,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise ModelError(f"{directory} is a {config.get('peft_type')} adapter; only LORA is served")
     if config.get("bias", "none") != "none":
         raise ModelError(f"{directory} trains biases (bias={config['bias']!r}), which is not served")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise ModelError(f"{directory} was started with {start}, which changes the base model's weights; not served")
     for name in _REFUSED:
         if config.get(name):
             raise ModelError(f"{directory} uses {name}, which is not served")

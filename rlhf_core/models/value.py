@@ -23,7 +23,8 @@ class ValueHead(nn.Module):
     def of(cls, model: PreTrainedModel, start: nn.Linear | None = None) -> "ValueHead":
         """A head for `model`, on its device. With the linear head of a reward model that reads the same hidden states
         (`start`, [1, D]) it begins as that; one of another width cannot be read here, and it begins at zero."""
-        head = cls(int(model.config.get_text_config().hidden_size)).to(model.device)
+        # What the language-model head reads, which is not always as wide as the layers.
+        head = cls(int(model.get_output_embeddings().weight.shape[1])).to(model.device)
         if start is not None and start.weight.shape == head.linear.weight.shape:
             with torch.no_grad():
                 head.linear.weight.copy_(start.weight)

@@ -21,6 +21,7 @@ LORA_FACTOR: Final = 10.0
 
 def declare(parser: argparse.ArgumentParser) -> None:
     declare_run(parser, DPOSettings, lora=True)
+    parser.set_defaults(keep_every=None)
     parser.add_argument("--online", action="store_true", help="sample pairs from the policy; --data gives the prompts")
     parser.add_argument("--reward", metavar="REWARD", help="with --online: a reward checkpoint, or module:function")
     declare_settings(parser, OnlineDPOSettings, besides=DPOSettings)
@@ -32,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from rlhf_core.runs.run import open_run
 
     settings = settings_of(options)
+    options.keep_every = options.keep_every or (1 if options.online else 20)
     with open_run("dpo", options, settings) as run:
         start = load_start(options, run.devices)
         trainable = make_trainable(start.policy, start.lora, compute=run.devices.compute, seed=options.seed)

@@ -20,9 +20,8 @@ from rlhf_core.engine.memory import available_memory, count_parameters, in_words
 from rlhf_core.errors import ModelError
 from rlhf_core.learning.analyse import LOGITS_AT_ONCE
 from rlhf_core.models.lora import is_adapter
-from rlhf_core.models.lora_settings import LoraSettings
 from rlhf_core.models.placement import choose_device
-from rlhf_core.runs.options import read_settings
+from rlhf_core.runs.options import read_lora
 from rlhf_core.runs.record import models_beside
 
 PROGRAM: Final = 400 << 20
@@ -151,6 +150,8 @@ def _tokens_at_once(command: str, numbers: dict[str, Any], row: int) -> int:
     """Tokens of one forward and backward pass, padding included."""
     if "rows_per_microbatch" in numbers:
         return int(numbers["rows_per_microbatch"]) * int(numbers["row_tokens"])
+    if command == "dpo" and "sampler_slots" not in numbers:
+        return max(int(numbers["microbatch_tokens"]), 2 * row)  # both answers of a pair, each with its prompt
     if "microbatch_tokens" in numbers:
         return max(int(numbers["microbatch_tokens"]), row + int(numbers.get("max_new_tokens", 0)))
     return 2 * int(numbers.get("batch_size", 16)) * row
@@ -167,9 +168,9 @@ def _per_token(config: Any, numbers: dict[str, Any], *, trains: bool) -> int:
 
 def _trained(options: argparse.Namespace, config: Any, parameters: int) -> int:
     """How many numbers learn: all, or the terms beside the projections of every layer."""
-    if not getattr(options, "lora", False):
+    lora = read_lora(options)
+    if lora is None:
         return parameters
-    lora = read_settings(options, LoraSettings, prefix="lora_")
     width = int(config.hidden_size)
     inner = int(getattr(config, "intermediate_size", None) or 4 * width)
     # Four projections of attention and three of the MLP, each with its two thin matrices.

@@ -16,7 +16,7 @@ from rlhf_core.learning.devices import Devices
 from rlhf_core.models.load import MODEL_FILES, LoadedPolicy, load_policy, locate_model
 from rlhf_core.models.lora import ADAPTER_CONFIG, is_adapter, load_adapter, merge
 from rlhf_core.models.lora_settings import LoraSettings
-from rlhf_core.runs.options import read_settings
+from rlhf_core.runs.options import read_lora
 from rlhf_core.runs.run_files import write_aside
 
 MERGED: Final = "base"
@@ -46,7 +46,7 @@ def load_start(options: argparse.Namespace, devices: Devices) -> Start:
     """The policy of `--model` in float32 on the devices' own device. Raises ModelError if it cannot be trained."""
     source = locate_model(options.model)
     policy = load_source(source)
-    lora = read_settings(options, LoraSettings, prefix="lora_") if getattr(options, "lora", False) else None
+    lora = read_lora(options)
     base = str(source.resolve()) if Path(options.model).expanduser().is_dir() else options.model
     if is_adapter(source):
         source = base_directory(source)

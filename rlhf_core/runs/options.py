@@ -27,16 +27,27 @@ SHARED: Final = frozenset({"seed"})
 
 
 def declare_run(
-    parser: argparse.ArgumentParser, *settings: type[msgspec.Struct], lora: bool = False, model: str = "model to train"
+    parser: argparse.ArgumentParser,
+    *settings: type[msgspec.Struct],
+    lora: bool = False,
+    model: str = "model to train",
+    keep_every: int = 20,
 ) -> None:
-    """The options of a command that trains: where it reads and writes, how it computes, and every setting."""
+    """The options of a command that trains: where it reads and writes, how it computes, and every setting.
+
+    `keep_every` is the default of that option, in what the command calls an update: a step, or a round of sampling.
+    """
     declare_model(parser, model)
     declare_data(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="run directory; the result is DIR/model")
     parser.add_argument("--seed", type=int, default=0, help="orders the data and draws whatever is drawn (default 0)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
     parser.add_argument(
-        "--keep-every", type=_above_zero, default=20, metavar="N", help="keep a state to resume after N updates (20)"
+        "--keep-every",
+        type=_above_zero,
+        default=keep_every,
+        metavar="N",
+        help=f"keep a state to resume after N updates ({keep_every})",
     )
     declare_compute(parser)
     for each in settings:
@@ -126,6 +137,19 @@ def read_settings(
         elif field.name in defaults:
             values[field.name] = defaults[field.name]
     return settings(**values)
+
+
+def read_lora(options: argparse.Namespace) -> LoraSettings | None:
+    """The adapter that is wanted; None trains all weights.
+
+    Raises SettingsError for a setting of an adapter that nobody asked for.
+    """
+    if getattr(options, "lora", False):
+        return read_settings(options, LoraSettings, prefix="lora_")
+    for name in vars(options):
+        if name.startswith("lora_"):
+            raise SettingsError(f"--{name.replace('_', '-')} means something only with --lora")
+    return None
 
 
 def field_texts(settings: type[msgspec.Struct]) -> dict[str, str]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf_core.errors import SettingsError
 from rlhf_core.learning.ppo_settings import PPOSettings
-from rlhf_core.runs.best_of import check_best_of, declare_best_of, measure_beside, say_beside
+from rlhf_core.runs.best_of import Beside, check_best_of, declare_best_of
 from rlhf_core.runs.options import declare_reward, declare_run, read_settings
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    declare_run(parser, PPOSettings, lora=True)
+    declare_run(parser, PPOSettings, lora=True, keep_every=1)
     declare_reward(parser)
     parser.add_argument(
         "--judge", metavar="REWARD", help="a second reward that is reported, and stops a run by falling"
@@ -52,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
         reward = load_reward_scores(options.reward, start.policy, device, axes=settings.axes)
         judge = load_score_function(options.judge, start.policy, device) if options.judge else None
         served = load_source(locate_model(options.served)).model.to(device) if options.served else None
-        table = measure_beside(run, options, settings, trainable.policy, reward.score, prompts)
+        beside = Beside(run, options, settings, reward.score, prompts)
+        beside.measure(trainable.policy, resume=options.resume)
         result = train_ppo(
             trainable,
             reward.score,
@@ -69,14 +71,17 @@ def run(options: argparse.Namespace) -> int:
         if result.stopped:
             run.say(f"stopped early: {result.stopped}")
         run.finish(lambda directory: save_policy(start, trainable, directory))
-        say_beside(run, table, result.metrics)
+        beside.say(trainable)
     return 0
 
 
 def settings_of(options: argparse.Namespace) -> PPOSettings:
     """The settings that were asked for. Raises SettingsError."""
     check_best_of(options)
-    return read_settings(options, PPOSettings)
+    settings = read_settings(options, PPOSettings)
+    if settings.floor_axis is None and (hasattr(options, "floor") or hasattr(options, "floor_rate")):
+        raise SettingsError("--floor and --floor-rate mean something only with --floor-axis")
+    return settings
 
 
 def answers_in(example: SftExample) -> list[Demonstration]:

@@ -15,8 +15,7 @@ import msgspec
 from rlhf_core.checkpoints import file_sha256, write_synced
 from rlhf_core.errors import ConflictError, InvalidRequestError
 from rlhf_core.models.load import locate_model
-from rlhf_core.models.lora_settings import LoraSettings
-from rlhf_core.runs.options import read_settings
+from rlhf_core.runs.options import read_lora
 
 RECORD: Final = "run.json"
 LIBRARIES: Final = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy")
@@ -61,9 +60,8 @@ def describe_run(
     """The record of a run that is about to start. Raises InvalidRequestError for a data file that is not there."""
     said = {name: value for name, value in vars(options).items() if name not in NOT_COMPARED}
     said |= msgspec.to_builtins(settings)
-    if said.get("lora"):
-        lora = msgspec.to_builtins(read_settings(options, LoraSettings, prefix="lora_"))
-        said |= {f"lora_{name}": value for name, value in lora.items()}
+    if lora := read_lora(options):
+        said |= {f"lora_{name}": value for name, value in msgspec.to_builtins(lora).items()}
     said |= {f"content of --{name}": weights_sha256(path) for name, path in models_beside(options).items()}
     if shown := getattr(options, "demonstrations", None):
         said["content of --demonstrations"] = [_sha256(path, "demonstrations") for path in shown]

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from rlhf_core.learning.alternatives_settings import GRPO, RLOOSettings
-from rlhf_core.runs.best_of import check_best_of, declare_best_of, measure_beside, say_beside
+from rlhf_core.runs.best_of import Beside, check_best_of, declare_best_of
 from rlhf_core.runs.options import declare_reward, declare_run, read_settings
 
 LORA_LEARNING_RATE: Final = 1e-5
@@ -16,7 +16,7 @@ LORA_LEARNING_RATE: Final = 1e-5
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    declare_run(parser, RLOOSettings, lora=True)
+    declare_run(parser, RLOOSettings, lora=True, keep_every=1)
     declare_reward(parser)
     parser.add_argument("--grpo", action="store_true", help="the settings of GRPO, where no others are given")
     declare_best_of(parser)
@@ -37,10 +37,11 @@ def run(options: argparse.Namespace) -> int:
         longest = start.policy.max_context - settings.max_new_tokens
         prompts = read_prompts(options.data, start.policy, run.tally, max_tokens=longest)
         score_fn = load_score_function(options.reward, start.policy, run.devices.device)
-        table = measure_beside(run, options, settings, trainable.policy, score_fn, prompts)
-        history = train_rloo(trainable, score_fn, prompts, settings, options.seed, run.hooks, run.devices)
+        beside = Beside(run, options, settings, score_fn, prompts)
+        beside.measure(trainable.policy, resume=options.resume)
+        train_rloo(trainable, score_fn, prompts, settings, options.seed, run.hooks, run.devices)
         run.finish(lambda directory: save_policy(start, trainable, directory))
-        say_beside(run, table, history)
+        beside.say(trainable)
     return 0
 
 

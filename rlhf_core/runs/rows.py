@@ -138,7 +138,7 @@ def _pair(columns: Mapping[str, Any], common: Mapping[str, Any]) -> PairRow:
     else:
         prompt, chosen, rejected = _implicit_prompt(columns["chosen"], columns["rejected"])
     tie = _typed(columns.get("tie", False), bool, "tie")
-    margin = float(_typed(columns.get("margin", 0.0), float, "margin"))
+    margin = _number(columns.get("margin", 0.0), "margin")
     side = columns.get("side")
     if side not in (None, "left", "right"):
         _bad(f"side is {side!r}; it is left or right: where the chosen answer was shown")
@@ -169,7 +169,7 @@ def _common(columns: Mapping[str, Any]) -> dict[str, Any]:
         rater = str(rater)
     reasons = _typed(columns.get("reasons", []), list, "reasons")
     for reason in reasons:
-        if reason not in REASONS:
+        if not isinstance(reason, str) or reason not in REASONS:
             _bad(f"reason {reason!r} is not one of {', '.join(sorted(REASONS))}")
     return {
         "rater": _typed(rater, str, "rater") or "anonymous",
@@ -181,7 +181,10 @@ def _common(columns: Mapping[str, Any]) -> dict[str, Any]:
 def _time(value: Any) -> float:
     """Unix seconds; also a date as Parquet gives it, or as ISO 8601 writes it."""
     if hasattr(value, "timestamp"):
-        return float(value.timestamp())
+        try:
+            return float(value.timestamp())
+        except (ValueError, OverflowError, OSError):
+            _bad(f"created_at is {value}, which is no time that a clock has shown")
     if isinstance(value, str):
         from datetime import datetime
 
@@ -189,7 +192,7 @@ def _time(value: Any) -> float:
             return datetime.fromisoformat(value).timestamp()
         except ValueError:
             _bad(f"created_at is {value!r}: neither Unix seconds nor an ISO 8601 time")
-    return float(_typed(value, float, "created_at"))
+    return _number(value, "created_at")
 
 
 def _label(value: object) -> bool:
@@ -248,6 +251,13 @@ def _message(value: object, name: str, at: int) -> Message:
 def _typed(value: Any, kind: Any, name: str) -> Any:
     fits = isinstance(value, kind) or (kind is float and isinstance(value, int) and not isinstance(value, bool))
     return value if fits else _bad(f"{name} is {value!r}, not {_KINDS[kind]}")
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        return float(_typed(value, float, name))
+    except OverflowError:
+        _bad(f"{name} is an integer of {len(str(value))} digits")
 
 
 def _kind(value: object) -> str:

@@ -12,6 +12,7 @@ from rlhf_core.store.feedback import FeedbackStore
 from rlhf_core.store.interactions import InteractionStore
 from tests.rlhf_core.store.records_in_store import interaction, open_comparison, open_interactions
 from workers.collect import collect
+from workers.judgements import standing_judgements
 
 
 def collected(client: redis.Redis, directory: Path) -> PreferenceBatch:
@@ -138,3 +139,19 @@ def test_an_answer_without_stored_content_is_covered_and_teaches_nothing(
     FeedbackStore(redis_client).rate("a", "ann", "up", now=5.0)
     batch = collected(redis_client, tmp_path)
     assert (batch.events, batch.ratings) == (1, ())
+
+
+@pytest.mark.parametrize(("first", "second", "standing"), [("both_bad", "up", "up"), ("up", "both_bad", "down")])
+def test_of_a_thumb_and_a_both_bad_on_one_answer_the_later_one_stands(
+    first: str, second: str, standing: str, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    open_comparison(redis_client)
+    feedback = FeedbackStore(redis_client)
+    for at, said in enumerate((first, second)):
+        if said == "up":
+            feedback.rate("cmp-left", "ann", "up", now=5.0 + at)
+        else:
+            feedback.choose("cmp", "ann", "both_bad", now=5.0 + at)
+    batch = collected(redis_client, tmp_path)
+    ratings, _ = standing_judgements(feedback, tmp_path, (batch.batch_id,))
+    assert [each.value for each in ratings if each.interaction_id == "cmp-left"] == [standing]

@@ -82,9 +82,8 @@ def _fit_axis(
 ) -> AxisReport:
     n = evidence(ratings, pairs, axis)
     votes = _votes(axis, ratings, pairs, labels)
-    few = min(int(votes.labels.up.sum()), int((~votes.labels.up).sum())) + len(votes.pairs)
-    if n < LEAST_JUDGEMENTS or few < LEAST_OF_A_KIND:
-        return AxisReport(axis=axis, learned=False, n=n, said=_too_little(axis, n, few))
+    if n < LEAST_JUDGEMENTS or _fewest(votes) < LEAST_OF_A_KIND:
+        return not_learned(axis, ratings, pairs, labels)
     spoken = Features(features.rated[votes.thumbs], features.left[votes.pairs], features.right[votes.pairs])
     prompts = [*(ratings[each].prompt_key for each in votes.thumbs), *(pairs[each].prompt_key for each in votes.pairs)]
     solution = _solve(spoken, votes.labels, ridge)
@@ -103,6 +102,19 @@ def _fit_axis(
     )
     said = f"{axis}: {n} judgements; good answers score above bad ones in {report.auc:.1%}, ece {report.ece:.3f}"
     return msgspec.structs.replace(report, said=said)
+
+
+def not_learned(
+    axis: Axis, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair], labels: Labels
+) -> AxisReport:
+    """The report of an axis that there is too little said of."""
+    n, few = evidence(ratings, pairs, axis), _fewest(_votes(axis, ratings, pairs, labels))
+    return AxisReport(axis=axis, learned=False, n=n, said=_too_little(axis, n, few))
+
+
+def _fewest(votes: _AxisVotes) -> int:
+    """Judgements of the rarer kind, good or bad; a choice is one of both."""
+    return min(int(votes.labels.up.sum()), int((~votes.labels.up).sum())) + len(votes.pairs)
 
 
 def _votes(axis: Axis, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair], labels: Labels) -> _AxisVotes:

@@ -85,13 +85,14 @@ def plan_batches(data: VoteData, batch_size: int, epochs: int, shuffle: random.R
 
 @torch.no_grad()
 def share_prompts(model: RewardModel, data: VoteData) -> bool:
-    """Whether the two answers of a pair read the same in one row as in two. Asks with the first pair."""
+    """Whether the two answers of a pair read the same in one row as in two. Asks with the longest pair: a model that
+    sees no further than a window reads short ones alike."""
     if not data.pairs:
         return False
-    first = [len(data.ratings)]
+    longest = [max(range(len(data.ratings), len(data)), key=data.length)]
     try:
         together, apart = (
-            model.features(data.batch(first, model.device, shared_prompts=shared).answers) for shared in (True, False)
+            model.features(data.batch(longest, model.device, shared_prompts=shared).answers) for shared in (True, False)
         )
     except (TypeError, ValueError, RuntimeError):  # what a model raises that takes no positions, or no such mask
         return False

@@ -50,14 +50,14 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     bins: tuple[ReliabilityBin, ...] = ()
 
 
-def fit_temperature(logits: Tensor, outcomes: Tensor, eta: Tensor) -> float:
-    """tau that minimises the negative log-likelihood of `outcomes` [B] given logits / tau [B], eta as it is.
+def fit_temperature(logits: Tensor, outcomes: Tensor, eta: Tensor, bias: float = 0.0) -> float:
+    """tau that minimises the negative log-likelihood of `outcomes` [B] given logits / tau + bias [B], eta as it is.
 
     Searched by golden section over log tau, where the loss of logistic choices falls and then rises.
     """
 
     def loss(log_tau: float) -> float:
-        return float(pair_losses(logits.double() / math.exp(log_tau), outcomes, eta.double()).sum())
+        return float(pair_losses(logits.double() / math.exp(log_tau) + bias, outcomes, eta.double()).sum())
 
     low, high, ratio = COLDEST, HOTTEST, (math.sqrt(5.0) - 1.0) / 2.0
     for _ in range(SEARCH_STEPS):
@@ -66,21 +66,25 @@ def fit_temperature(logits: Tensor, outcomes: Tensor, eta: Tensor) -> float:
     return math.exp((low + high) / 2.0)
 
 
-def calibrate(logits: Tensor, outcomes: Tensor, eta: Tensor, groups: Sequence[str], seed: int = 0) -> Calibration:
+def calibrate(
+    logits: Tensor, outcomes: Tensor, eta: Tensor, groups: Sequence[str], seed: int = 0, *, bias: float = 0.0
+) -> Calibration:
     """Temperature and calibration of held-out choices: `logits` [B] of left as fitted, `groups` their prompts.
+
+    `bias` towards the left side is added to a logit after it was cooled: how sure people are has no part in it.
 
     The halves that test each other's temperature share no prompt. With few choices the temperature is 1 throughout.
     """
     decisive = outcomes != TIE
     if int(decisive.sum()) < LEAST_CHOICES:
-        return measure(left_probability(logits, eta)[decisive], (outcomes == LEFT)[decisive], 1.0, seed)
+        return measure(left_probability(logits + bias, eta)[decisive], (outcomes == LEFT)[decisive], 1.0, seed)
     half = _halves(groups)
     cooled = logits.double().clone()
     for each in (half, ~half):
         if bool((decisive & ~each).any()):
-            cooled[each] /= fit_temperature(logits[~each], outcomes[~each], eta)
-    probabilities = left_probability(cooled, eta)
-    tau = fit_temperature(logits, outcomes, eta)
+            cooled[each] /= fit_temperature(logits[~each], outcomes[~each], eta, bias)
+    probabilities = left_probability(cooled + bias, eta)
+    tau = fit_temperature(logits, outcomes, eta, bias)
     return measure(probabilities[decisive], (outcomes == LEFT)[decisive], tau, seed)
 
 

@@ -1,6 +1,6 @@
 """The loop in which a reward model's trunk learns: batches, AdamW, one line of metrics for each step.
 
-The loss of a batch is [ sum_pairs w L_pair + w_th sum_thumbs w L_thumb ] / sum of weights
+The loss of a batch is [ sum_pairs w L_pair + w_th sum_thumbs w L_thumb ] / (its size x the fit's mean weight)
 + c mean (s_left + s_right)^2 + priors / number of judgements (design notes, 2.2(c)).
 """
 
@@ -80,10 +80,12 @@ def preference_loss(
     *,
     judgements: int,
     devices: Devices,
+    mean_weight: float = 1.0,
 ) -> tuple[Tensor, Metrics]:
     """This process's part of a batch's loss, a scalar, and of its metrics. `whole` are the labels of the whole batch.
 
-    `judgements` of the fit share one prior. Parts of all processes sum to the loss of one process with the whole batch.
+    `mean_weight` is that of a judgement of the fit, and `judgements` of the fit share one prior. Parts of all processes
+    sum to the loss of one process with the whole batch.
     """
     with devices.autocast():
         hidden = model.hidden(batch.answers)
@@ -93,7 +95,9 @@ def preference_loss(
     left, right = paired[:, 0], paired[:, 1]
     smoothing = 0.0 if settings.rater_model else settings.label_smoothing
     thumbs, choices = vote_losses(rated, left, right, labels, scalars, smoothing)
-    weight = max(whole.total(settings.thumbs_weight), 1e-6)
+    # Doubted and aged votes weigh little in any batch: divided by its own weights alone, one would count in full.
+    size = len(whole.outcomes) + settings.thumbs_weight * len(whole.up)
+    weight = max(size * mean_weight, 1e-6)
     loss = (choices.sum() + settings.thumbs_weight * thumbs.sum()) / weight
     loss = loss + scalars.penalty() / judgements / devices.count
     if len(whole.outcomes):
@@ -101,6 +105,12 @@ def preference_loss(
     decisive = labels.decisive
     hits = credits_of(left.detach(), right.detach(), labels.outcomes)[decisive]
     return loss, {"loss": float(loss.detach()), "hits": float(hits.sum()), "choices": float(decisive.sum())}
+
+
+def mean_weight(labels: Labels, thumbs_weight: float) -> float:
+    """What a judgement weighs on average, where all that are believed and new weigh 1."""
+    size = len(labels.outcomes) + thumbs_weight * len(labels.up)
+    return labels.total(thumbs_weight) / size if size else 1.0
 
 
 def schedule(step: int, steps: int, warmup_share: float) -> float:
@@ -126,7 +136,16 @@ def _step(
     if mine:
         batch = data.batch(mine, model.device, shared_prompts=shared_prompts)
         whole = data.labels_of(indices)
-        loss, metrics = preference_loss(model, scalars, batch, whole, settings, judgements=len(data), devices=devices)
+        loss, metrics = preference_loss(
+            model,
+            scalars,
+            batch,
+            whole,
+            settings,
+            judgements=len(data),
+            devices=devices,
+            mean_weight=mean_weight(data.labels, settings.thumbs_weight),
+        )
     else:  # of a last batch with fewer judgements than processes, the priors alone
         loss = scalars.penalty() / len(data) / devices.count
         metrics = {"loss": float(loss.detach()), "hits": 0.0, "choices": 0.0}

@@ -67,7 +67,7 @@ def prepare(features: Features, ridge: float) -> Prepared:
     if not bool(every.isfinite().all()):
         raise TrainingError(f"{int((~every.isfinite()).any(1).sum())} of {len(every)} answers have no finite features")
     mean = every.mean(0)
-    scale = 1.0 / every.square().mean().sqrt().clamp_min(1e-12)
+    scale = 1.0 / (every - mean).square().mean().sqrt().clamp_min(1e-12)
     rated, left, right = ((part.double() - mean) * scale for part in features)
     rows = torch.cat([rated, left - right])
     steepest = rows.T @ rows / 4 + 2.0 * ridge * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)

@@ -94,8 +94,8 @@ def calibrate_reward(model: RewardModel, pairs: Sequence[PreferencePair]) -> Cal
     left, right = score(model, answers_of([], pairs)).split([len(pairs), len(pairs)])
     with torch.no_grad():
         model.temperature.fill_(1.0)
-        logits = model.choice_logits(left, right).cpu() + model.side_bias.detach().cpu()
-        found = calibrate(logits, _outcomes(pairs), model.eta.cpu(), [each.prompt_key for each in pairs])
+        logits, groups = model.choice_logits(left, right).cpu(), [each.prompt_key for each in pairs]
+        found = calibrate(logits, _outcomes(pairs), model.eta.cpu(), groups, bias=float(model.side_bias))
         model.temperature.fill_(found.temperature)
     return found
 

@@ -12,7 +12,7 @@ from rlhf_core.checked import Checked, Count, NonNegative, Positive, Share
 class RewardSettings(Checked, frozen=True, kw_only=True):
     """How a reward model is fitted: first the head alone, to its optimum, then everything for `epochs` passes."""
 
-    ridge: Positive = 3.0
+    ridge: Positive = 25.0
     """Pull of the head's weights to 0 while the head is solved for. More trusts each judgement less."""
     epochs: Annotated[int, Meta(ge=0)] = 2
     """Passes over the judgements in which the trunk learns too. 0 leaves the trunk as the policy has it."""

@@ -3,12 +3,12 @@
 Every fit starts from the supervised policy's trunk and sees all judgements that stand; nothing is carried over from the
 last reward model, so a withdrawn judgement leaves no trace. Pairs and thumbs teach one head (design notes, 2.2):
 
-1. On the trunk as it stands, doubt votes by who gave them (`reward_raters.py`), and solve for the head.
-2. Let the trunk learn too, for some epochs (`reward_fit.py`).
+1. On the trunk as it stands, doubt votes by who gave them (`raters.py`), and solve for the head.
+2. Let the trunk learn too, for some epochs (`fit.py`).
 3. Normalise on reference answers; fit the heads of the axes and of the ensemble on what the trunk now says.
 
 Knows nothing of the store, of splits or of checkpoints: it is given judgements. Calibration needs others, and is
-`reward_report.py`'s.
+`report.py`'s.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rlhf_core.baselines import fit_baselines
 from rlhf_core.errors import ModelError, TrainingError
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
-from rlhf_core.learning.reward.axes import AxisReport, fit_axes
+from rlhf_core.learning.reward.axes import AxisReport, fit_axes, not_learned
 from rlhf_core.learning.reward.batches import VoteData
 from rlhf_core.learning.reward.ensemble import fit_ensemble
 from rlhf_core.learning.reward.evaluation import answers_of, evaluate, features, score
@@ -121,7 +121,7 @@ def train_reward_model(
     kept = _kept(votes, settings) if settings.epochs else votes
     if settings.epochs:
         read = _read(model, kept.ratings, kept.pairs, devices)
-    axes = _finish(model, read, kept, reference_answers, settings, seed)
+    axes = _finish(model, read, kept, votes, reference_answers, settings, seed)
     fitted |= measured(model, ratings, pairs, mixture) | {"train_accuracy": accuracy(model, read, kept.labels)}
     model.raters = rater_records(names, ratings, pairs, effects, mixture)
     return TrainedReward(model.eval(), fitted, axes)
@@ -227,11 +227,13 @@ def _finish(
     model: RewardModel,
     read: Features,
     votes: VoteData,
+    whole: VoteData,
     reference_answers: Sequence[PromptResponse],
     settings: RewardSettings,
     seed: int,
 ) -> list[AxisReport]:
-    """Fix the unit of scores, and fit all further heads on what the trunk says now of `votes`."""
+    """Fix the unit of scores, and fit all further heads on what the trunk says now of `votes`: of the `whole` or, where
+    no further head is fitted, of a sample of it."""
     ratings, pairs, labels = votes.ratings, votes.pairs, votes.labels
     reference = features(model, reference_answers).double() if reference_answers else torch.cat(read)
     _normalise(model, reference)
@@ -244,6 +246,8 @@ def _finish(
         if settings.ensemble:
             prepared, weight = prepare(read, settings.ridge), settings.thumbs_weight
             fit_ensemble(model, prepared, ratings, pairs, labels, reference, thumbs_weight=weight, seed=seed)
+        if len(votes) < len(whole):
+            return [not_learned(axis, whole.ratings, whole.pairs, whole.labels) for axis in AXES]
         return fit_axes(model, read, ratings, pairs, labels, reference, ridge=settings.ridge)
 
 

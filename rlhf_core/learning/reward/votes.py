@@ -144,8 +144,8 @@ class RaterEffects(nn.Module):
 
     def forward(self) -> Tensor:
         """Log slope, side bias and strictness [3, K] of every rater."""
-        centred = self.raw - (self.raw * self.shares).sum(1, keepdim=True)
-        # Who gave no vote of a kind has a share of zero and no effect of that kind but the prior's zero.
+        # Who gave no vote of a kind has a share of zero, and no effect of that kind.
+        centred = (self.raw - (self.raw * self.shares).sum(1, keepdim=True)) * (self.shares > 0)
         return functional.pad(centred, (0, 1))[:, self.slot]
 
     def penalty(self) -> Tensor:

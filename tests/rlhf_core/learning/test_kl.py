@@ -95,3 +95,8 @@ def test_over_whole_responses_it_agrees_with_k1_and_varies_less(tiny_model_dir: 
     assert abs(float(difference.mean())) < 4 * float(difference.std()) / len(answers) ** 0.5
     assert float(along.var()) < 0.25 * float(k1.var())
     assert float(along.min()) >= 0.0
+
+
+def test_an_update_larger_than_the_horizon_does_not_turn_the_penalty_into_a_reward() -> None:
+    # 2048 episodes on a horizon of 300 count as 300: 1 - .2, not 1 - .2 x 6.8.
+    assert adapt_kl_coef(0.05, 0.0, target=6.0, episodes=2048, horizon=300.0) == pytest.approx(0.04)

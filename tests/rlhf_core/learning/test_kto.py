@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -143,3 +144,20 @@ def test_a_training_that_is_resumed_ends_at_the_same_bits(tiny_model_dir: Path) 
 def test_what_teaches_nothing_is_refused(tiny_policy: LoadedPolicy, thumbs: list[RatedResponse], said: str) -> None:
     with pytest.raises(TrainingError, match=said):
         train_kto(make_trainable(bandit_policy(tiny_policy)), thumbs, SMALL, 0)
+
+
+def test_a_prompt_with_an_answer_of_another_row_never_exceeds_the_context(tmp_path: Path, tiny_model_dir: Path) -> None:
+    short_of_room = replace(load_policy(tiny_model_dir), max_context=16)
+    asked: list[int] = []
+
+    def counting(*_arguments: object, input_ids: torch.Tensor, **_more: object) -> None:
+        asked.append(input_ids.shape[1])
+
+    long_prompt = thumb((30, 31), "up", range(5, 17))
+    long_answer = thumb(range(40, 53), "down", (20, 21))
+    trainee = make_trainable(short_of_room)
+    trainee.model.base_model.register_forward_pre_hook(
+        lambda _module, arguments, named: counting(*arguments, **named), with_kwargs=True
+    )
+    train_kto(trainee, [long_prompt, long_answer], msgspec.structs.replace(SMALL, epochs=1), 0)
+    assert max(asked) <= 16

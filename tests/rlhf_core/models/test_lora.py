@@ -144,6 +144,8 @@ def test_a_merged_adapter_is_the_same_policy_in_full_weights(
         ({"bias": "all"}, "trains biases"),
         ({"peft_type": "LOHA"}, "is a LOHA adapter"),
         ({"modules_to_save": ["lm_head"]}, "uses modules_to_save"),
+        ({"init_lora_weights": "pissa_niter_4"}, "was started with pissa_niter_4, which changes the base"),
+        ({"init_lora_weights": "olora"}, "was started with olora"),
     ],
 )
 def test_an_adapter_that_is_more_than_low_rank_terms_is_refused_by_name(

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf_core.cli import main
 from rlhf_core.runs.estimate import read_command
 from rlhf_core.runs.memory import MemoryNeed, estimate_memory
-from tests.rlhf_core.runs.files import demonstrations
+from tests.rlhf_core.runs.files import demonstrations, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[3]
 PARAMETERS = 8192 * 256 * 2 + 6 * (256 * 256 * 4 + 256 * 704 * 3 + 2 * 256) + 256
@@ -131,3 +131,11 @@ def test_online_dpo_samples_and_so_needs_a_cache(model: Path, tmp_path: Path) ->
     given = ["--model", str(model), "--data", str(demonstrations(tmp_path / "data.jsonl"))]
     assert estimate_of("dpo", given).parts["KV cache"] == 0
     assert estimate_of("dpo", [*given, "--online", "--reward", "m:f"]).parts["KV cache"] > 0
+
+
+def test_a_pair_counts_its_prompt_twice(model: Path, tmp_path: Path) -> None:
+    pair = {"prompt": "why " * 900, "chosen": "so", "rejected": "no"}
+    data = write_jsonl(tmp_path / "pairs.jsonl", [pair] * 40)
+    given = ["--model", str(model), "--data", str(data), "--microbatch-tokens", "1"]
+    # A row of JSONL holds the prompt once; both answers of a pair are read with it.
+    assert estimate_of("dpo", given).parts["activations"] > 1.9 * estimate_of("kto", given).parts["activations"]

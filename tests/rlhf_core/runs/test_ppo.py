@@ -109,3 +109,28 @@ def test_an_axis_that_the_reward_has_not_learned_is_refused(
 def test_every_answer_of_a_conversation_is_a_demonstration() -> None:
     mask = (False, False, True, True, False, True)
     assert answers_in(SftExample((1, 2, 3, 4, 5, 6), mask)) == [((1, 2), (3, 4)), ((1, 2, 3, 4, 5), (6,))]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--lora-rank", "4"], "--lora-rank means something only with --lora"),
+        (["--floor", "1"], "--floor and --floor-rate mean something only with --floor-axis"),
+        (["--best-of", "1"], "--best-of is 1"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    given: list[str], said: str, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tiny_model_dir, tmp_path, "run", *given)) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_climbs_something_else_is_not_compared_with_best_of_n(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tiny_model_dir, tmp_path, "run", "--missing-end", "replace")) == 0
+    said = capsys.readouterr().err
+    assert "no comparison with best-of-N: --missing-end is replace" in said
+    assert "best of 4" not in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from rlhf_core.errors import InvalidRequestError
 from rlhf_core.records import Message
-from rlhf_core.runs.rows import DemonstrationRow, PairRow, PromptRow, RatingRow, Row, read_rows
+from rlhf_core.runs.data_files import BadRowError
+from rlhf_core.runs.rows import DemonstrationRow, PairRow, PromptRow, RatingRow, Row, _time, read_rows
 from rlhf_core.runs.tally import Tally
 from tests.rlhf_core.runs.files import demonstration, write_jsonl
 
@@ -72,6 +74,14 @@ PAIR = {"prompt": "hello", "chosen": "hi", "rejected": "no"}
     ("row", "reason"),
     [
         ([1], "it is a list, not an object"),
+        (
+            {"prompt": "hello", "completion": "hi", "label": True, "reasons": [{"x": 1}]},
+            "reason {'x': 1} is not one of",
+        ),
+        (
+            {"prompt": "hello", "chosen": "hi", "rejected": "no", "margin": 10**400},
+            "margin is an integer of 401 digits",
+        ),
         ({"text": "hello"}, "its columns are text; the known forms are messages"),
         ({"messages": "hello"}, "messages is a string, not a list"),
         ({"messages": []}, "messages is an empty list"),
@@ -140,3 +150,8 @@ def test_a_file_that_is_no_data_is_refused_by_name(name: str, content: str | Non
         (tmp_path / name).write_text(content)
     with pytest.raises(InvalidRequestError, match=said):
         list(read_rows([tmp_path / name], Tally()))
+
+
+def test_a_date_that_no_clock_has_shown_is_a_bad_row() -> None:
+    with pytest.raises(BadRowError, match="no time that a clock has shown"):
+        _time(datetime(1, 1, 1))

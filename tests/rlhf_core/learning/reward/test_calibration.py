@@ -69,3 +69,13 @@ def test_one_prompt_is_never_used_to_test_its_own_temperature() -> None:
     found = calibrate(logits, outcomes, NO_TIES, ["a"] * 20 + ["b"] * 20)
     # The half of a is cooled by b (as cold as can be: p = sigma(3 / 20)), that of b by a (as hot: p = 1).
     assert found.nll > 5.0
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.0, -2.0])
+def test_a_leaning_to_one_side_is_no_part_of_the_temperature(bias: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = 4.0 * torch.randn(20_000, generator=draw, dtype=torch.float64)
+    left = torch.rand(20_000, generator=draw, dtype=torch.float64) < torch.sigmoid(logits / 2.0 + bias)
+    found = calibrate(logits, torch.where(left, LEFT, RIGHT), NO_TIES, list(map(str, range(20_000))), bias=bias)
+    assert found.temperature == pytest.approx(2.0, abs=0.1)
+    assert found.ece < 0.01

@@ -9,14 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from rlhf_core.errors import CheckpointError
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
 from rlhf_core.learning.reward.batches import VoteData, plan_batches, share_prompts
-from rlhf_core.learning.reward.fit import model_scalars, preference_loss, schedule
+from rlhf_core.learning.reward.fit import mean_weight, model_scalars, preference_loss, schedule
 from rlhf_core.learning.reward.training import RewardSettings, TrainedReward, load_trunk, train_reward_model
-from rlhf_core.learning.reward.votes import RaterEffects, label
+from rlhf_core.learning.reward.votes import Labels, RaterEffects, label
 from rlhf_core.learning.training_state import TrainingState, load_state, save_state
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.models.lora_settings import LoraSettings
@@ -192,3 +193,50 @@ def test_the_learning_rate_rises_over_the_warmup_and_falls_to_nothing() -> None:
     # 10 steps, 2 of warmup: 1/2, 1, then 8/9, 7/9, .. 1/9.
     shares = [schedule(step, 10, 0.2) for step in range(10)]
     assert shares == pytest.approx([0.5, 1.0, *(each / 9 for each in range(8, 0, -1))])
+
+
+def test_a_doubted_judgement_counts_for_little_even_when_it_is_alone_in_its_batch(trunk_dir: Path) -> None:
+    model, whole = RewardModel(load_trunk(trunk_dir)), data(0, 2)
+    settings = msgspec.structs.replace(SETTINGS, centering=0.0)
+    labels = whole.labels._replace(pair_weights=torch.tensor([[1.0, 0.0], [0.01, 0.0]]).double())
+
+    def loss(index: int, labels: Labels) -> float:
+        votes = VoteData(whole.ratings, whole.pairs, labels)
+        batch = votes.batch([index], model.device, shared_prompts=False)
+        scalars = model_scalars(model, RaterEffects(labels, 1), labels)
+        alone = Devices(device="cpu")
+        mean = mean_weight(labels, 1.0)
+        given = (model, scalars, batch, votes.labels_of([index]), settings)
+        return float(preference_loss(*given, judgements=10**10, devices=alone, mean_weight=mean)[0].detach())
+
+    # Weights 1 and .01 are .505 on average: the first counts 1 / .505 times, the second .01 / .505 times.
+    assert mean_weight(labels, 1.0) == pytest.approx(0.505)
+    assert loss(0, labels) == pytest.approx(loss(0, whole.labels) / 0.505, rel=1e-4)
+    assert loss(1, labels) == pytest.approx(0.01 * loss(1, whole.labels) / 0.505, rel=1e-4)
+
+
+def test_a_trunk_that_sees_a_window_does_not_share_prompts_however_short_the_first_pair(tmp_path: Path) -> None:
+    config = MistralConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        sliding_window=8,
+        initializer_range=0.5,
+    )
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    model = RewardModel(load_trunk(tmp_path))
+    short, long = (
+        msgspec.structs.replace(
+            each,
+            prompt_token_ids=tuple(range(3, 3 + length)),
+            chosen_token_ids=(4,) * length,
+            rejected_token_ids=(5,) * length,
+        )
+        for each, length in zip(simulated_pairs(2, 2), (1, 15), strict=True)
+    )
+    assert share_prompts(model, VoteData([], [short], label([], [short])))
+    assert not share_prompts(model, VoteData([], [short, long], label([], [short, long])))

@@ -123,3 +123,10 @@ def test_features_that_are_no_numbers_are_refused() -> None:
         prepare(features._replace(left=features.left / 0.0), 1.0)
     with pytest.raises(TrainingError, match="head has loss nan"):
         solve_prepared(broken, labels, label_smoothing=0.0, thumbs_weight=1.0)
+
+
+def test_what_all_features_have_in_common_changes_no_score() -> None:
+    features, labels = judged()
+    moved = Features(*(part + torch.tensor([0.0, 10.0, 0.0, 0.0, 0.0]) for part in features))
+    one, other = solved(features, labels), solved(moved, labels)
+    assert torch.allclose(one.weight, other.weight, atol=1e-4)

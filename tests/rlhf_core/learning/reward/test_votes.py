@@ -142,3 +142,14 @@ def test_sides_that_are_nearly_always_the_same_were_not_drawn() -> None:
     assert not sides_were_drawn(torch.tensor([LEFT] * 95 + [RIGHT] * 5))
     assert sides_were_drawn(torch.tensor([LEFT] * 80 + [RIGHT] * 20 + [TIE] * 300))
     assert not sides_were_drawn(torch.tensor([LEFT, RIGHT]))
+
+
+def test_who_gave_no_vote_of_a_kind_has_no_effect_of_that_kind() -> None:
+    choices = torch.tensor([LEFT, RIGHT] * 60)
+    labels = labels_of(choices, torch.tensor([0] * 90 + [1] * 30), up=torch.tensor([True, False] * 20))
+    effects = RaterEffects(labels._replace(thumb_raters=torch.full((40,), 2)), 3)
+    with torch.no_grad():
+        effects.raw.copy_(torch.tensor([[0.8, -0.4, 0.0], [0.2, 0.6, 0.0], [0.0, 0.0, 1.0]]))
+    slopes, sides, strictness = effects().tolist()
+    assert slopes[2] == sides[2] == strictness[0] == strictness[1] == 0.0
+    assert slopes[0] != 0.0
