@@ -46,7 +46,7 @@ UPDATES: Final = 4
 PAD, END, USER, ASSISTANT = "<pad>", "<end>", "<user>", "<assistant>"
 GOOD_WORDS: Final = 400
 """The first so many words are good ones."""
-TRAIN_PAIRS, HELD_OUT_PAIRS = 512, 256
+TRAIN_PAIRS, HELD_OUT_PAIRS = 512, 1024
 TRAIN_ROWS: Final = 768
 BATCH: Final = 16
 """Pairs, or rows, of one optimizer step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,10 +17,14 @@ import pytest
 import redis
 
 from rlhf_core.checkpoints import checkpoint_path, new_checkpoint_id, seal, verify
+from rlhf_core.errors import StaleFenceError, StoreUnavailableError
 from rlhf_core.models.load import fetch_model, load_policy, render_prompt
 from rlhf_core.records import Interaction, Job, Message
 from rlhf_core.settings import Settings, load_settings
+from rlhf_core.store.connection import connect
+from rlhf_core.store.jobs import JobStore
 from tests.running import ROOT, stop
+from workers.progress import Progress
 from workers.stores import Stores, open_stores
 from workers.tasks import look, train
 
@@ -196,6 +201,18 @@ def test_a_killed_training_is_tried_again_and_its_late_writes_are_refused(stores
     train(stores, settings, job_id)
     job = stores.jobs.get(job_id)
     assert (job.state, job.attempts, job.fence, job.error) == ("done", 2, 2, None)
+    with pytest.raises(StaleFenceError):
+        stores.jobs.progress(job_id, 1, "reward model", 0.5)  # what the first attempt would still say
+
+
+def test_a_store_that_is_away_loses_a_report_and_not_the_training() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        jobs = JobStore(connect(f"redis://127.0.0.1:{taken.getsockname()[1]}"))
+        with pytest.raises(StoreUnavailableError):
+            jobs.progress("job", 1, "rollouts 1/8", 0.1)
+        job = Job(job_id="job", kind="policy", created_at=0.0, batch_ids=(), fence=1)
+        Progress(jobs, job)("rollouts 1/8", 0.1)
 
 
 def test_a_training_that_is_stopped_gives_its_lease_back_and_loses_no_attempt(
