@@ -1,9 +1,9 @@
 """How many prompt tokens a step may read while answers are running.
 
 A step that also reads a prompt takes longer, and every running answer waits for it. One prompt alone may make a step
-longer by SLACK of what it would take without. Where more wait, each is worth as much again, but only in the proportion
-in which people wait for a first token rather than for a next one: a burst that finds few answers running is read at
-once, and one that finds many is read beside them. A part is never so small that beginning it takes longer than reading
+longer by ALONE of what it would take without. Where more wait, each is worth SLACK of it, but only in the proportion in
+which people wait for a first token rather than for a next one: a burst that finds few answers running is read at once,
+and one that finds many is read beside them. A part is never so small that beginning it takes longer than reading
 it. What all this costs is measured as it runs. No clock here: seconds are told.
 """
 
@@ -12,11 +12,15 @@ from __future__ import annotations
 from collections import deque
 
 SLACK = 0.75
+ALONE = 0.5
 RECENT = 32
 """Steps with prompt tokens that are looked at."""
 NEWEST = 0.2
 """Weight of the newest step without."""
 LEAST_TOKENS = 8
+STEEPEST = 3.0
+"""How many times what a token seems to cost, beginning included, it may cost less: noise can hide a line's slope, and a
+part that is large because beginning seems dear would hold everyone up."""
 LEAST_SPREAD = 0.25
 """Standard deviation of the sizes of parts, as a share of their mean, from which a line through them means anything."""
 
@@ -38,7 +42,7 @@ class Pacing:
         if not decoding or not prompts or not self._plain or not self._mixed:
             return self._most_tokens
         beginning, token = self._reading()
-        worth = SLACK * max(1.0, prompts * prompts / (prompts + decoding))
+        worth = max(ALONE, SLACK * prompts * prompts / (prompts + decoding))
         affordable = (worth * self._step(decoding) - beginning) / token
         return round(min(self._most_tokens, max(affordable, beginning / token, LEAST_TOKENS)))
 
@@ -73,6 +77,6 @@ class Pacing:
         spread = sum((size - tokens) ** 2 for size, _ in self._mixed) / count
         if spread >= (LEAST_SPREAD * tokens) ** 2:
             rise = sum((size - tokens) * (added - seconds) for size, added in self._mixed) / count
-            self._token = max(rise / spread, through_zero / 10)
+            self._token = max(rise / spread, through_zero / STEEPEST)
         token = min(self._token or through_zero, through_zero)
         return seconds - token * tokens, token

@@ -53,8 +53,10 @@ async def long_prompts(running: Running, model: BenchModel, times: int) -> LongP
     """Let long prompts enter one after another, with calm between them."""
     asked = prompts(model.tokenizer, PROMPT_TOKENS, LONG_SEED)
     long = prompts(model.tokenizer, _long_prompt_tokens(model), LONG_SEED + 1)
-    # As long as the context allows: a stream that begins anew would itself be a prompt that enters.
-    fields = {**running.fields, "max_tokens": _room(model) - PROMPT_TOKENS - 8}
+    # As long as the context allows: a stream that begins anew would itself be a prompt that enters. Its end token is
+    # not drawn rather than ignored, because beyond it a policy mostly says what has no text.
+    room = _room(model) - PROMPT_TOKENS - 8
+    fields = {**running.fields, "max_tokens": room, "min_tokens": room, "ignore_eos": False}
     crowd = [User(running.url, fields) for _ in range(STREAMS)]
     streams = [asyncio.create_task(ask_in_turn(user, asked, lambda _: True)) for user in crowd]
     calm, entering, firsts = [], [], []

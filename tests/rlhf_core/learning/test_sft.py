@@ -210,11 +210,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change() -> 
 
 
 def test_settings_that_cannot_train_are_refused_by_name_and_value() -> None:
-    with pytest.raises(SettingsError, match=r"learning_rate .* not 0\.0"):
+    with pytest.raises(SettingsError, match=r"learning_rate is 0\.0"):
         SftSettings(learning_rate=0.0)
-    with pytest.raises(SettingsError, match=r"row_tokens .* not -1"):
+    with pytest.raises(SettingsError, match="row_tokens is -1"):
         SftSettings(row_tokens=-1)
-    with pytest.raises(SettingsError, match=r"prompt_weight .* not 1\.5"):
+    with pytest.raises(SettingsError, match=r"prompt_weight is 1\.5"):
         SftSettings(prompt_weight=1.5)
 
 
