@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_core.learning.alternatives_settings import StepSettings
-from rlhf_core.learning.analyse import TokenBatch, analyse, response_states
+from rlhf_core.learning.analyse import LOGITS_AT_ONCE, TokenBatch, analyse, response_states
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.rollouts import plan_microbatches
 from rlhf_core.models.trainable import Trainable
@@ -86,19 +86,30 @@ def answer_kls(trainee: Trainable, answers: Sequence[Answer], settings: StepSett
     for group in plan_microbatches(lengths, range(len(answers)), settings.microbatch_tokens):
         batch = TokenBatch.of([answers[at] for at in group], trainee.model.device)
         with devices.autocast():
-            ours, rows = _distributions(trainee.model, batch, settings.temperature)
-            with trainee.reference() as reference:
-                theirs, _ = _distributions(reference, batch, settings.temperature)
-        tokens = (ours.exp() * (ours - theirs)).sum(-1).cpu()
-        kls.index_add_(0, torch.tensor(group)[rows.cpu()], tokens)
+            tokens, rows = _token_kls(trainee, batch, settings.temperature)
+        kls.index_add_(0, torch.tensor(group)[rows.cpu()], tokens.cpu())
     return kls
 
 
-def _distributions(model: PreTrainedModel, batch: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [T, V] of what may follow at each of the T response tokens, and the row [T] of each."""
-    states = response_states(model, batch)
-    logits: Tensor = model.get_output_embeddings()(states.hidden)
-    return (logits.float() / temperature).log_softmax(-1), states.places[0]
+def _token_kls(trainee: Trainable, batch: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    """KL [T] at each of the T response tokens, and the row [T] of each. Logits exist in chunks, whatever T is."""
+    ours = response_states(trainee.model, batch)
+    with trainee.reference() as reference:
+        theirs = response_states(reference, batch)
+    chunk = max(1, LOGITS_AT_ONCE // trainee.policy.vocab_size)
+    parts = []
+    for own, other in zip(ours.hidden.split(chunk), theirs.hidden.split(chunk), strict=True):
+        p = _log_distribution(trainee.model, own, temperature)
+        with trainee.reference() as reference:
+            q = _log_distribution(reference, other, temperature)
+        parts.append((p.exp() * (p - q)).sum(-1))
+    return torch.cat(parts), ours.places[0]
+
+
+def _log_distribution(model: PreTrainedModel, hidden: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities [T, V] of what may follow each of the hidden states [T, D]."""
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    return (logits.float() / temperature).log_softmax(-1)
 
 
 def _row(logprobs: Tensor, entropy: Tensor, row: int, answer: Answer) -> ReadAnswer:

@@ -22,7 +22,11 @@ LORA_FACTOR: Final = 10.0
 def declare(parser: argparse.ArgumentParser) -> None:
     declare_run(parser, DPOSettings, lora=True)
     parser.set_defaults(keep_every=None)
-    parser.add_argument("--online", action="store_true", help="sample pairs from the policy; --data gives the prompts")
+    parser.add_argument(
+        "--online",
+        action="store_true",
+        help="sample pairs from the policy; --data gives the prompts; a state is kept after every round of sampling",
+    )
     parser.add_argument("--reward", metavar="REWARD", help="with --online: a reward checkpoint, or module:function")
     declare_settings(parser, OnlineDPOSettings, besides=DPOSettings)
 

@@ -46,11 +46,9 @@ def read_command(command: str, given: list[str]) -> tuple[argparse.Namespace, ms
     module = import_module(f"rlhf_core.runs.{command}")
     parser = argparse.ArgumentParser(prog=f"attune estimate {command}")
     module.declare(parser)
-    known = {flag for action in parser._actions for flag in action.option_strings}
+    required = {flag for action in parser._actions if action.required for flag in action.option_strings}
     # Before what was given, because the last one counts.
-    filled = [word for flag, value in FILLED_IN if flag in known for word in (flag, value)]
-    if "--online" in known and "--online" not in given and not any(each.startswith("--reward") for each in given):
-        filled = filled[: filled.index("--reward")]
+    filled = [word for flag, value in FILLED_IN if flag in required for word in (flag, value)]
     options = parser.parse_args([*filled, *given])
     settings: msgspec.Struct = module.settings_of(options)
     return options, settings

@@ -33,6 +33,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     """Every option and every setting, those left at their defaults too."""
     data: dict[str, str]
     """sha256 of each data file, in the order of reading."""
+    beside: dict[str, str] = {}
+    """sha256 of the weights or files that other options name, by option."""
     model: str
     model_sha256: str
     """Over the names and hashes of its weight files, as a sealed checkpoint has it."""
@@ -62,14 +64,15 @@ def describe_run(
     said |= msgspec.to_builtins(settings)
     if lora := read_lora(options):
         said |= {f"lora_{name}": value for name, value in msgspec.to_builtins(lora).items()}
-    said |= {f"content of --{name}": weights_sha256(path) for name, path in models_beside(options).items()}
+    beside = {name: weights_sha256(path) for name, path in models_beside(options).items()}
     if shown := getattr(options, "demonstrations", None):
-        said["content of --demonstrations"] = [_sha256(path, "demonstrations") for path in shown]
+        beside["demonstrations"] = " ".join(_sha256(path, "demonstrations") for path in shown)
     return RunRecord(
         command=command,
         # As JSON gives it back, so that it compares equal to what was kept.
         settings=msgspec.json.decode(msgspec.json.encode(said | {"threads": threads}, enc_hook=str)),
         data={str(path): _sha256(path) for path in options.data},
+        beside=beside,
         model=str(options.model),
         model_sha256=weights_sha256(model),
         processes=processes,
@@ -135,10 +138,8 @@ def resumed(directory: Path, asked: RunRecord) -> RunRecord:
         raise ConflictError(f"{directory} is finished: there is nothing to resume")
     if kept.command != asked.command:
         raise ConflictError(f"{directory} is a run of `attune {kept.command}`, not of `attune {asked.command}`")
-    contents = [{name: of[name] for name in of if " " in name} for of in (kept.settings, asked.settings)]
-    options = [{name: of[name] for name in of if " " not in name} for of in (kept.settings, asked.settings)]
-    _refuse_other(directory, "option --{}", *options)
-    _refuse_other(directory, "{}", *contents)
+    _refuse_other(directory, "option --{}", kept.settings, asked.settings)
+    _refuse_other(directory, "content of --{}", kept.beside, asked.beside)
     _refuse_other(directory, "content of data file {}", _by_number(kept.data), _by_number(asked.data))
     _refuse_other(directory, "{}", {"model": kept.model_sha256}, {"model": asked.model_sha256})
     _refuse_other(directory, "{}", {"number of processes": kept.processes}, {"number of processes": asked.processes})

@@ -45,7 +45,7 @@ def fit_trunk(
     batches = plan_batches(data, settings.batch_size, settings.epochs, shuffle)
     optimizer, peaks = _optimizer(model, scalars, data.labels, settings)
     modules = {"model": model, "raters": effects}
-    shared = share_prompts(model, data)
+    shared, typical = share_prompts(model, data), mean_weight(data.labels, settings.thumbs_weight)
     done = 0
     if hooks.resume is not None:
         restore(hooks.resume, modules, optimizer, randoms={"shuffle": shuffle})
@@ -54,7 +54,9 @@ def fit_trunk(
     for step, indices in enumerate(itertools.islice(batches, done, None), start=done + 1):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * schedule(step - 1, len(batches), settings.warmup_share)
-        metrics = _step(model, scalars, data, indices, settings, optimizer, devices, shared_prompts=shared)
+        metrics = _step(
+            model, scalars, data, indices, settings, optimizer, devices, shared_prompts=shared, typical=typical
+        )
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
             said = f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']}"
             raise TrainingError(f"reward model, step {step}: {said}")
@@ -80,12 +82,12 @@ def preference_loss(
     *,
     judgements: int,
     devices: Devices,
-    mean_weight: float = 1.0,
+    typical: float = 1.0,
 ) -> tuple[Tensor, Metrics]:
     """This process's part of a batch's loss, a scalar, and of its metrics. `whole` are the labels of the whole batch.
 
-    `mean_weight` is that of a judgement of the fit, and `judgements` of the fit share one prior. Parts of all processes
-    sum to the loss of one process with the whole batch.
+    `typical` is the mean weight of a judgement of the fit, and `judgements` of the fit share one prior. Parts of all
+    processes sum to the loss of one process with the whole batch.
     """
     with devices.autocast():
         hidden = model.hidden(batch.answers)
@@ -97,7 +99,7 @@ def preference_loss(
     thumbs, choices = vote_losses(rated, left, right, labels, scalars, smoothing)
     # Doubted and aged votes weigh little in any batch: divided by its own weights alone, one would count in full.
     size = len(whole.outcomes) + settings.thumbs_weight * len(whole.up)
-    weight = max(size * mean_weight, 1e-6)
+    weight = max(size * typical, 1e-6)
     loss = (choices.sum() + settings.thumbs_weight * thumbs.sum()) / weight
     loss = loss + scalars.penalty() / judgements / devices.count
     if len(whole.outcomes):
@@ -129,6 +131,7 @@ def _step(
     devices: Devices,
     *,
     shared_prompts: bool,
+    typical: float,
 ) -> Metrics:
     """One optimizer step over all processes' parts of a batch."""
     optimizer.zero_grad(set_to_none=True)
@@ -144,7 +147,7 @@ def _step(
             settings,
             judgements=len(data),
             devices=devices,
-            mean_weight=mean_weight(data.labels, settings.thumbs_weight),
+            typical=typical,
         )
     else:  # of a last batch with fewer judgements than processes, the priors alone
         loss = scalars.penalty() / len(data) / devices.count

@@ -100,3 +100,11 @@ def test_over_whole_responses_it_agrees_with_k1_and_varies_less(tiny_model_dir: 
 def test_an_update_larger_than_the_horizon_does_not_turn_the_penalty_into_a_reward() -> None:
     # 2048 episodes on a horizon of 300 count as 300: 1 - .2, not 1 - .2 x 6.8.
     assert adapt_kl_coef(0.05, 0.0, target=6.0, episodes=2048, horizon=300.0) == pytest.approx(0.04)
+
+
+def test_chunks_of_logits_change_no_kl(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainee = moved(tiny_model_dir, None)
+    answers = [(PROMPT, tuple(range(5, 5 + length))) for length in (1, 7, 4)]
+    whole = answer_kls(trainee, answers, SETTINGS, DEVICES)
+    monkeypatch.setattr("rlhf_core.learning.answer_logprobs.LOGITS_AT_ONCE", 3 * trainee.policy.vocab_size)
+    torch.testing.assert_close(answer_kls(trainee, answers, SETTINGS, DEVICES), whole)

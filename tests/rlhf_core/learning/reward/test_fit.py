@@ -207,7 +207,7 @@ def test_a_doubted_judgement_counts_for_little_even_when_it_is_alone_in_its_batc
         alone = Devices(device="cpu")
         mean = mean_weight(labels, 1.0)
         given = (model, scalars, batch, votes.labels_of([index]), settings)
-        return float(preference_loss(*given, judgements=10**10, devices=alone, mean_weight=mean)[0].detach())
+        return float(preference_loss(*given, judgements=10**10, devices=alone, typical=mean)[0].detach())
 
     # Weights 1 and .01 are .505 on average: the first counts 1 / .505 times, the second .01 / .505 times.
     assert mean_weight(labels, 1.0) == pytest.approx(0.505)
