@@ -53,7 +53,7 @@ class SlotCache:
 
     def __init__(self, slots: int, max_context: int) -> None:
         self.max_context = max_context
-        self._slots = slots
+        self.slots = slots
         self._layers: dict[int, CachedLayer] = {}
 
     def layer(self, index: int, key: Tensor, value: Tensor) -> CachedLayer:
@@ -63,7 +63,7 @@ class SlotCache:
         return self._layers[index]
 
     def _zeros(self, like: Tensor) -> Tensor:
-        shape = (self._slots, like.shape[-3], self.max_context, like.shape[-1])
+        shape = (self.slots, like.shape[-3], self.max_context, like.shape[-1])
         if like.device.type != "cpu":
             return like.new_zeros(shape)
         # torch would write the zeros, which takes a tenth of a second between two tokens; the system's are free.

@@ -210,7 +210,7 @@ class Engine:
             self._release(sequence)
             sequence.status = "failed"
             sequence.error = reason
-        self._runners[lane].cache.clear()
+        self._runners[lane].clear()
         lane.prefixes.clear()
         return [StepOutput(sequence, NO_TOKEN, 0.0, "", True) for sequence in failed]
 

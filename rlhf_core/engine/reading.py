@@ -118,8 +118,8 @@ class SlotStep:
         """[last - first, H_kv, 1, end - start]; None when all these rows see start..end-1."""
         if all(bound == (start, end) for bound in bounds[first:last]):
             return None
-        seen = _seen(self.positions[first:last], start, end, window)
-        return _hidden(seen, dtype)[:, None, None].expand(-1, kv_heads, -1, -1).contiguous()
+        seen = seen_positions(self.positions[first:last], start, end, window)
+        return hidden_positions(seen, dtype)[:, None, None].expand(-1, kv_heads, -1, -1).contiguous()
 
     def _span_reach(self, span: SlotSpan, window: int | None, dtype: torch.dtype) -> Reach:
         """What a prompt part sees. `hidden` [length, end - start] is None when it is plainly causal."""
@@ -127,8 +127,8 @@ class SlotStep:
         start = 0 if window is None else max(0, span.start - window + 1)
         hidden = None
         if span.start or (window is not None and window < end):
-            seen = _seen(self.positions[span.row : span.row + span.length], start, end, window)
-            hidden = _hidden(seen, dtype)
+            seen = seen_positions(self.positions[span.row : span.row + span.length], start, end, window)
+            hidden = hidden_positions(seen, dtype)
         return Reach(span.slot, span.slot + 1, start, end, hidden)
 
 
@@ -152,14 +152,14 @@ def runs(bounds: Sequence[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
     return found
 
 
-def _seen(positions: Tensor, start: int, end: int, window: int | None) -> Tensor:
+def seen_positions(positions: Tensor, start: int, end: int, window: int | None) -> Tensor:
     """positions [N] -> bool [N, end - start], True where the token at a position sees start + column."""
     columns = torch.arange(start, end, device=positions.device)
     rows = positions[:, None]
     return columns <= rows if window is None else (columns <= rows) & (columns > rows - window)
 
 
-def _hidden(seen: Tensor, dtype: torch.dtype) -> Tensor:
+def hidden_positions(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 

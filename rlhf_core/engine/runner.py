@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
 from rlhf_core.engine.cache import SlotCache
 from rlhf_core.engine.reading import SlotSpan, SlotStep
+from rlhf_core.engine.recorded import RecordedDecode, Recorder, cuda_recorder
 from rlhf_core.engine.scheduler import Plan, Span
 from rlhf_core.models.forward import make_forward
 from rlhf_core.models.load import LoadedPolicy
 
 
 class Runner:
-    """One weight set with its cache."""
+    """One weight set with its cache.
 
-    def __init__(self, policy: LoadedPolicy, *, slots: int, max_context: int) -> None:
+    On CUDA, decode steps are recorded and played back where the forward allows it; `record` does it elsewhere.
+    """
+
+    def __init__(self, policy: LoadedPolicy, *, slots: int, max_context: int, record: Recorder | None = None) -> None:
         self.cache = SlotCache(slots, max_context)
         self._device = policy.model.device
         self._forward = policy.forward or make_forward(policy.model, max_context=max_context, frozen=False)
+        self._recorded: RecordedDecode | None = None
+        if record is None and self._device.type == "cuda":
+            record = cuda_recorder()
+        if record is not None and self._forward.recordable:
+            self._recorded = RecordedDecode(self._forward, self.cache, record, device=self._device)
 
     def forward(self, plan: Plan) -> Tensor:
         """Run every token of the plan in one row of the batch -> logits [len(plan.drawing), V].
@@ -27,8 +38,28 @@ class Runner:
         `plan.commit()` follows. A forward that raised can be planned again.
         """
         token_ids, positions, slots = _rows(plan)
+        if not plan.spans and (logits := self._replay(token_ids, positions)) is not None:
+            return logits
         rows = torch.tensor([token_ids, positions, slots], device=self._device)
         return self._forward(rows[0], rows[1], self._kept_rows(plan), self._step(plan, positions, rows))
+
+    def _replay(self, token_ids: list[int], positions: list[int]) -> Tensor | None:
+        """Logits of a recorded step; None where steps are not recorded."""
+        if self._recorded is None:
+            return None
+        try:
+            return self._recorded(token_ids, positions)
+        except RuntimeError as error:
+            # Answers matter more than their speed: out of memory for the graphs, say.
+            logging.getLogger(__name__).warning("decode steps are not recorded from now on: %s", error)
+            self._recorded = None
+            return None
+
+    def clear(self) -> None:
+        """Forget keys and values, in particular what is not finite."""
+        self.cache.clear()
+        if self._recorded is not None:
+            self._recorded.forget()
 
     def _step(self, plan: Plan, positions: list[int], rows: Tensor) -> SlotStep:
         decoding = len(plan.decoding)

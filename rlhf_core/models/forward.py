@@ -15,6 +15,10 @@ from rlhf_core.models.lora import Adapter
 class Forward(Protocol):
     """The model as the engine sees it."""
 
+    recordable: bool
+    """Whether a CUDA graph can hold a call of it: it never asks the device for a value, and its weights stay where they
+    are."""
+
     def __call__(self, token_ids: Tensor, positions: Tensor, kept: Tensor | None, slots: SlotAttention) -> Tensor:
         """token_ids and positions [N] -> logits [K, V] of the rows `kept` [K], of all N for None."""
         ...
@@ -22,6 +26,9 @@ class Forward(Protocol):
 
 class PlainForward:
     """transformers' own modules, all tokens in one row of the batch."""
+
+    recordable = False
+    """Some families look at positions or at routing on the way."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

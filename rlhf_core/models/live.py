@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 class LiveForward:
     """A forward over `model`'s own weights. `lora`: they are frozen but for the terms of `add_lora`."""
 
+    recordable = False
+    """What it multiplies is made anew at each refresh."""
+
     def __init__(self, model: Any, *, max_context: int, lora: bool, compute: str = "float32") -> None:
         self._model = model
         self._lora = lora

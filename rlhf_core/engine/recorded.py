@@ -1,0 +1,140 @@
+"""Decode steps that are recorded once and then played back: CUDA graphs.
+
+A decode step of a small model is hundreds of kernels, and launching them one by one takes a GPU longer than running
+them. A graph launches them all at once, but with the shapes and addresses that it was recorded with. So a step is
+padded: to a number of rows and to a number of positions that each row reads, both powers of two. Steps that read a
+prompt are not recorded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from rlhf_core.engine.cache import SlotCache
+from rlhf_core.engine.reading import hidden_positions, seen_positions
+from rlhf_core.models.forward import Forward
+
+LEAST_READ: Final = 128
+"""Positions that even the shortest step reads."""
+_one_at_a_time: Final = threading.Lock()
+"""A recording watches the whole device for a moment; a policy that is probed beside serving records too."""
+
+Replay = Callable[[], Tensor]
+"""Runs the work again, on what its inputs hold by then; gives the tensor that the recording gave, refilled."""
+Recorder = Callable[[Replay], Replay]
+"""Runs the work to record it."""
+
+
+def cuda_recorder() -> Recorder:
+    """Records CUDA graphs, all in one pool of memory: whoever replays one is done with what another one gave."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(work: Replay) -> Replay:
+        with _one_at_a_time:
+            beside = torch.cuda.Stream()
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                # Libraries set themselves up at their first call, which a graph cannot hold.
+                work()
+            torch.cuda.current_stream().wait_stream(beside)
+            graph = torch.cuda.CUDAGraph()
+            # Only this thread's calls may not disturb the recording: another one may be loading a model.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                given = work()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return given
+
+        return replay
+
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedStep:
+    """Attention of a decode step of fixed shape: row i is one token of slot i, and reads positions 0..read-1 of it."""
+
+    cache: SlotCache
+    positions: Tensor
+    """[N], of each row's token."""
+    read: int
+    _hidden: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None = None
+    ) -> Tensor:
+        """query [1, H, N, D], key and value [1, H_kv, N, D] -> [1, N, H, D]; the step's keys and values are stored.
+
+        With a window, the query at position i sees positions i-window+1..i.
+        """
+        cached = self.cache.layer(layer, key, value)
+        rows, kv_heads = query.shape[2], cached.kv_heads
+        heads = torch.arange(rows * kv_heads, device=query.device).view(rows, kv_heads)
+        cached.store_each(key[0], value[0], (heads * self.cache.max_context + self.positions[:, None]).flatten())
+        output = scaled_dot_product_attention(
+            query[0].transpose(0, 1).reshape(rows, kv_heads, query.shape[1] // kv_heads, -1),
+            cached.keys[:rows, :, : self.read],
+            cached.values[:rows, :, : self.read],
+            self._hidden_beyond(window, query.dtype),
+            scale=scaling,
+        )
+        return output.reshape(1, rows, query.shape[1], -1)
+
+    def _hidden_beyond(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """[N, 1, 1, read], the same for every layer of that window."""
+        if window not in self._hidden:
+            seen = seen_positions(self.positions, 0, self.read, window)
+            self._hidden[window] = hidden_positions(seen, dtype)[:, None, None]
+        return self._hidden[window]
+
+
+class RecordedDecode:
+    """Decode steps of one weight set, recorded as their sizes first occur."""
+
+    def __init__(self, forward: Forward, cache: SlotCache, record: Recorder, *, device: torch.device) -> None:
+        self._forward = forward
+        self._cache = cache
+        self._record = record
+        self._device = device
+        self._steps: dict[tuple[int, int], tuple[Tensor, Replay]] = {}
+        """Rows and positions read, to the inputs [2, rows] (token ids and positions) and what runs them."""
+
+    def __call__(self, token_ids: list[int], positions: list[int]) -> Tensor:
+        """Run the tokens of slots 0..n-1 -> logits [n, V], which the next call overwrites."""
+        count = len(token_ids)
+        rows = min(_power(count), self._cache.slots)
+        read = min(max(LEAST_READ, _power(max(positions) + 1)), self._cache.max_context)
+        # The last position of a slot is never a token's, since the last token of a context is drawn and not run: what
+        # a row without a sequence writes there is lost on nobody, even where its slot is still reading a prompt.
+        spare = rows - count
+        filled = torch.tensor([token_ids + [0] * spare, positions + [self._cache.max_context - 1] * spare])
+        if (rows, read) not in self._steps:
+            self._steps[rows, read] = self._recorded(filled.to(self._device), read)
+        else:
+            self._steps[rows, read][0].copy_(filled)
+        _, replay = self._steps[rows, read]
+        return replay()[:count]
+
+    def _recorded(self, inputs: Tensor, read: int) -> tuple[Tensor, Replay]:
+        def work() -> Tensor:
+            step = PaddedStep(self._cache, inputs[1], read)
+            return self._forward(inputs[0], inputs[1], None, step)
+
+        return inputs, self._record(work)
+
+    def forget(self) -> None:
+        """The cache's tensors are gone, and so is what was recorded over them."""
+        self._steps.clear()
+
+
+def _power(count: int) -> int:
+    """The least power of two that is not below."""
+    return 1 << (count - 1).bit_length()
