@@ -157,7 +157,6 @@ def sft(directory: Path, devices: Devices, _updates: int) -> Metrics:
         policy.model,
         examples,
         settings,
-        pad_token_id=int(policy.tokenizer.pad_token_id),
         hooks=Hooks(log=seen.append),
         devices=devices,
     )

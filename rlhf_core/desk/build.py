@@ -194,8 +194,7 @@ def _train(
 ) -> SftResult:
     conversations = [[{"role": m.role, "content": m.content} for m in each.messages] for each in data]
     examples = encode_conversations(tokenizer, conversations)
-    pad_token_id = int(tokenizer.pad_token_id)
-    return train_supervised(model, examples, settings, pad_token_id=pad_token_id, on_progress=on_progress)
+    return train_supervised(model, examples, settings, on_progress=on_progress)
 
 
 def _progress_lines(say: Say) -> OnProgress:

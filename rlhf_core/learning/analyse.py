@@ -1,9 +1,8 @@
 """What a model says about responses that already exist: logprobs, entropy and values, in the trainer's own
 forward pass.
 
-Prompt and response stand left to right with padding on the right only, so causal attention never sees padding
-and no attention mask is needed. Only positions that predict a response token reach the language-model head,
-which for a small model with a large vocabulary is most of the work.
+Prompt and response stand left to right, rows end to end (models/documents.py). Only positions that predict a response
+token reach the language-model head, which for a small model with a large vocabulary is most of the work.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 
 from rlhf_core.errors import ModelError
 from rlhf_core.learning.losses import token_entropy, token_logprobs
+from rlhf_core.models.documents import Documents, run_documents
 from rlhf_core.models.value import ValueHead
 from rlhf_core.records import TokenIds
 
@@ -84,9 +84,11 @@ def response_states(model: PreTrainedModel, batch: TokenBatch) -> ResponseStates
     """The trunk's last hidden states where a response token is predicted, in one forward pass."""
     row, offset = batch.response_mask.nonzero(as_tuple=True)
     column = batch.prompt_lengths[row] - 1 + offset
-    inputs = batch.input_ids[:, :-1]
-    states = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
-    hidden = states.flatten(0, 1).index_select(0, row * inputs.shape[1] + column)
+    # The last token of a row predicts nothing that counts.
+    lengths = batch.prompt_lengths + batch.response_mask.sum(-1) - 1
+    inputs = batch.input_ids[torch.arange(batch.input_ids.shape[1], device=lengths.device) < lengths[:, None]]
+    states = run_documents(model.base_model, inputs, Documents(lengths.tolist(), inputs.device))
+    hidden = states.index_select(0, (lengths.cumsum(0) - lengths)[row] + column)
     return ResponseStates(hidden, batch.input_ids[row, column + 1], (row, offset))
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
-
 from rlhf_core.errors import TrainingError
 from rlhf_core.learning.conversations import SftExample
 from rlhf_core.learning.devices import Devices
@@ -32,7 +30,6 @@ def train_on_upvoted(
 
     Raises TrainingError when there are none.
     """
-    tokenizer = trainee.policy.tokenizer
     examples = [
         SftExample(
             (*each.prompt_token_ids, *each.token_ids),
@@ -40,9 +37,7 @@ def train_on_upvoted(
         )
         for each in upvoted(ratings)
     ]
-    result = train_supervised(
-        trainee.model, examples, settings, pad_token_id=_padding(tokenizer), hooks=hooks, devices=devices
-    )
+    result = train_supervised(trainee.model, examples, settings, hooks=hooks, devices=devices)
     trainee.refresh()
     return result
 
@@ -84,8 +79,3 @@ def _behind(exchanges: Sequence[RatedResponse], prompt: TokenIds, most: int, beg
         if len(turn) + len(rest) <= most:
             whole = (*turn, *rest)
     return whole
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Padding is told apart by segment, never by its id, so any id does."""
-    return int(tokenizer.pad_token_id or 0)

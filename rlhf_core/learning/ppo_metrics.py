@@ -87,7 +87,7 @@ METRICS: Final[Mapping[str, str]] = MappingProxyType(
         "rollout/tokens": "response tokens sampled",
         "rollout/tokens_per_s": "the same per second of sampling",
         "rollout/staleness": "updates that the policy learned since it sampled these responses",
-        "rollout/padding_fraction": "share of the trainer's tokens that is padding",
+        "rollout/padding_fraction": "share of the places in the trainer's attention that is padding",
         "rollout/logprob_gap_mean": "mean absolute difference of engine's and trainer's logprobs",
         "rollout/logprob_gap_max": "its largest",
         "rollout/kl_k1": "KL of the engine's distribution from the trainer's per token (k1); 0 but for rounding",

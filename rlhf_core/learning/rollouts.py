@@ -253,8 +253,7 @@ def _padded(values: Sequence[Sequence[float]], response_mask: Tensor) -> Tensor:
 
 
 def plan_microbatches(lengths: Sequence[int], rows: Iterable[int], max_tokens: int) -> list[list[int]]:
-    """Cut `rows` into groups of similar length, each at most `max_tokens` padded tokens (or one row): little
-    is padding.
+    """Cut `rows` into groups of similar length, each at most `max_tokens` with what attention pads (or one row).
 
     `lengths[row]` is the row's prompt and response together.
     """
@@ -268,6 +267,6 @@ def plan_microbatches(lengths: Sequence[int], rows: Iterable[int], max_tokens: i
 
 
 def padding_fraction(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> float:
-    """Share of the tokens of all groups that is padding."""
+    """Share of the places in attention that is padding, for rows read in these groups; nothing else is padded."""
     padded = sum(len(group) * max(lengths[row] for row in group) for group in groups)
     return 1.0 - sum(lengths[row] for group in groups for row in group) / padded

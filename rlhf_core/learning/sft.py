@@ -19,10 +19,11 @@ from rlhf_core.errors import TrainingError
 from rlhf_core.learning.conversations import Conversation, SftExample, encode_conversation, encode_conversations
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
-from rlhf_core.learning.packing import lay_out, pack_first_fit
-from rlhf_core.learning.sft_loss import add_gradients, attention_cost
+from rlhf_core.learning.packing import cut, pack_first_fit
+from rlhf_core.learning.sft_loss import add_gradients
 from rlhf_core.learning.sft_settings import SftSettings
 from rlhf_core.learning.training_state import capture, restore
+from rlhf_core.models.documents import use_documents
 
 __all__ = [
     "Conversation",
@@ -61,16 +62,6 @@ class SftResult:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class MinibatchLoss:
-    """What the forward passes of one minibatch saw, over all processes."""
-
-    loss: float
-    """Mean negative logprob of its response tokens, in nats."""
-    padding: float
-    """Share of the computed tokens that is padding."""
-
-
 OnProgress = Callable[[SftProgress], None]
 
 
@@ -79,7 +70,6 @@ def train_supervised(
     examples: Sequence[SftExample],
     settings: SftSettings,
     *,
-    pad_token_id: int,
     on_progress: OnProgress | None = None,
     hooks: Hooks | None = None,
     devices: Devices | None = None,
@@ -100,23 +90,24 @@ def train_supervised(
         restore(hooks.resume, {"model": model}, optimizer)
         start, tokens = hooks.resume.step, int(hooks.resume.numbers["tokens"])
         losses = [float(loss) for loss in hooks.resume.numbers["losses"]]
+    use_documents(model)
     model.eval()
     for at, rows in enumerate(minibatches[start:], start=start):
         began = time.perf_counter()
         learning_rate = settings.learning_rate * schedule_share(at, len(minibatches), settings.warmup_share)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        seen = accumulate_gradients(model, rows, settings, pad_token_id, devices)
+        loss = accumulate_gradients(model, rows, settings, devices)
         norm = float(torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm))
-        if not (math.isfinite(seen.loss) and math.isfinite(norm)):
-            raise TrainingError(f"minibatch {at}: loss {seen.loss}, gradient norm {norm}")
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(f"minibatch {at}: loss {loss}, gradient norm {norm}")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(seen.loss)
+        losses.append(loss)
         read = sum(len(example.token_ids) for row in rows for example in row)
         tokens += read
-        progress = SftProgress(at + 1, len(minibatches), seen.loss, learning_rate, norm, tokens)
-        hooks.log(_metrics(progress, seen, read, time.perf_counter() - began))
+        progress = SftProgress(at + 1, len(minibatches), loss, learning_rate, norm, tokens)
+        hooks.log(_metrics(progress, read, time.perf_counter() - began))
         hooks.progress("fine-tuning", (at + 1) / len(minibatches))
         if on_progress is not None:
             on_progress(progress)
@@ -126,14 +117,13 @@ def train_supervised(
     return SftResult(tuple(losses), tokens)
 
 
-def _metrics(progress: SftProgress, seen: MinibatchLoss, read: int, seconds: float) -> Metrics:
+def _metrics(progress: SftProgress, read: int, seconds: float) -> Metrics:
     return {
         "step": float(progress.minibatch),
         "loss": progress.loss,
         "learning_rate": progress.learning_rate,
         "grad_norm": progress.gradient_norm,
         "tokens": float(progress.tokens),
-        "padding_fraction": seen.padding,
         "tokens_per_s": read / seconds,
         "time/step": seconds,
     }
@@ -169,26 +159,23 @@ def accumulate_gradients(
     model: PreTrainedModel,
     rows: Sequence[Sequence[SftExample]],
     settings: SftSettings,
-    pad_token_id: int,
     devices: Devices | None = None,
-) -> MinibatchLoss:
-    """Add the gradient of one minibatch's loss to the parameters, and say what the loss was.
+) -> float:
+    """Add the gradient of one minibatch's loss to the parameters, and return the loss: the mean negative logprob of
+    its response tokens over all processes, in nats.
 
     The divisor is the weight of the whole minibatch, known before the first backward pass: a mean per microbatch
     would give tokens in sparse microbatches more say than others.
     """
     devices = devices or Devices(device=model.device.type)
+    # Sorted, so that documents which attend side by side are of similar length.
     documents = sorted((each for row in rows for each in row), key=lambda each: len(each.token_ids))
     total_weight = sum(_weight(each, settings.prompt_weight) for each in documents)
-    batch_tokens = settings.rows_per_microbatch * settings.row_tokens
-    share = devices.share(documents)
-    layout = lay_out(share, settings.row_tokens, batch_tokens, attention_cost(model)) if share else []
-    response_loss, computed = add_gradients(model, layout, settings.prompt_weight, total_weight, pad_token_id, devices)
+    batches = cut(devices.share(documents), settings.rows_per_microbatch * settings.row_tokens)
+    response_loss = add_gradients(model, batches, settings.prompt_weight, total_weight, devices)
     devices.sum_gradients(model.parameters())
-    seen = devices.sum_numbers({"loss": response_loss, "computed": float(computed)})
     responses = sum(sum(each.response_mask[1:]) for each in documents)
-    read = sum(len(each.token_ids) for each in documents)
-    return MinibatchLoss(seen["loss"] / responses, 1.0 - read / seen["computed"])
+    return devices.sum_numbers({"loss": response_loss})["loss"] / responses
 
 
 def _weight(example: SftExample, prompt_weight: float) -> float:

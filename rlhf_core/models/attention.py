@@ -66,6 +66,8 @@ def slot_attention(
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ModelError(f"{type(module).__name__} uses {name} in its attention, which cannot be served")
+    if dropout:
+        raise ModelError(f"{type(module).__name__} drops out {dropout:g} of its attention: it is in training mode")
     layer: Any = module.layer_idx
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     return slots.attend(layer, query, key, value, scale, sliding_window), None

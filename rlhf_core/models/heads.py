@@ -1,7 +1,7 @@
 """The reward model: linear heads on the trunk of a decoder, one for the overall score, one per axis, K for doubt.
 
-A trunk is the part of a `transformers` causal model below its LM head. Right padding only: attention is causal, so what
-stands to the right of a token cannot change it, and a row is read at its spans, never by searching for a padding id.
+A trunk is the part of a `transformers` causal model below its LM head. Documents are read at their spans, never by
+searching for a padding id.
 """
 
 from __future__ import annotations
@@ -17,61 +17,50 @@ from transformers import PreTrainedModel
 
 from rlhf_core.axes import AXES
 from rlhf_core.baselines import Baselines
+from rlhf_core.models.documents import SHARED, Documents, run_documents, use_documents
 
 PromptResponse = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of its response, end token included; neither is empty."""
 AnswerGroup = tuple[Sequence[int], Sequence[Sequence[int]]]
 """Token ids of a prompt and of several responses to it."""
 
-PROMPT = 0
-"""Branch of the tokens that every response of a row may look at; responses are branches 1, 2, ..."""
 NO_TIES = -30.0
 """Start of `tie_u`: softplus of it is 1e-13."""
 
 
 class AnswerBatch(NamedTuple):
-    """B responses in R rows of T tokens, padded on the right."""
+    """B responses in R documents: a prompt, and one response to it or several."""
 
-    input_ids: Tensor
-    """[R, T] long. What fills up a row is never read, so any id does."""
+    token_ids: Tensor
+    """[N] long, the documents one after another."""
+    documents: Documents
+    """Which of them belong together, and what they see."""
     rows: Tensor
-    """[B] long: the row of each response."""
+    """[B] long: the document of each response."""
     starts: Tensor
-    """[B] long: its first column ..."""
+    """[B] long: its first column in the document ..."""
     ends: Tensor
     """[B] long: ... and the one after its last."""
-    position_ids: Tensor | None = None
-    """[R, T] long; None: columns."""
-    branches: Tensor | None = None
-    """[R, T] long: which response a token belongs to, or PROMPT. None: one response in each row."""
 
     @classmethod
     def of(cls, answers: Sequence[PromptResponse], device: torch.device) -> AnswerBatch:
-        """A row per answer. Raises ValueError for an empty prompt or response."""
+        """A document per answer. Raises ValueError for an empty prompt or response."""
         return cls.of_groups([(prompt, (response,)) for prompt, response in answers], device)
 
     @classmethod
     def of_groups(cls, groups: Sequence[AnswerGroup], device: torch.device) -> AnswerBatch:
-        """A row per prompt, which all its responses share: it is computed once. Responses come in order of groups."""
+        """A document per prompt, which all its responses share: it is computed once. Responses come in order of
+        groups."""
         if not all(prompt and responses and all(responses) for prompt, responses in groups):
             raise ValueError("an empty prompt or response cannot be scored")
         spans = [(row, *span) for row, group in enumerate(groups) for span in _spans(group)]
         rows, starts, ends = torch.tensor(spans, device=device).view(-1, 3).unbind(1)
-        tokens = [[*prompt, *(token for each in responses for token in each)] for prompt, responses in groups]
-        batch = cls(_padded(tokens, device), rows, starts, ends)
-        if len(spans) == len(groups):
-            return batch
-        positions, branches = ([part[at] for part in map(_columns, groups)] for at in range(2))
-        return batch._replace(position_ids=_padded(positions, device), branches=_padded(branches, device))
-
-    def attention_mask(self) -> Tensor | None:
-        """Additive float32 mask [R, 1, T, T]: a response sees its prompt and itself. None: causality says it all."""
-        if self.branches is None:
-            return None
-        seen = (self.branches[:, None, :] == PROMPT) | (self.branches[:, None, :] == self.branches[:, :, None])
-        allowed = seen & torch.ones_like(seen[0]).tril()
-        blocked = torch.zeros(allowed.shape, device=allowed.device)
-        return blocked.masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
+        tokens = [token for prompt, responses in groups for part in (prompt, *responses) for token in part]
+        branches = None
+        if len(spans) > len(groups):
+            branches = torch.tensor([branch for group in groups for branch in _branches(group)])
+        lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses in groups]
+        return cls(torch.tensor(tokens, device=device), Documents(lengths, device, branches), rows, starts, ends)
 
     @property
     def lengths(self) -> Tensor:
@@ -122,6 +111,7 @@ class RewardModel(nn.Module):
     def __init__(self, trunk: PreTrainedModel, generator: torch.Generator | None = None, *, ensemble: int = 0) -> None:
         """The head starts from N(0, 1 / (width + 1)), as in lm-human-preferences. `ensemble` is K."""
         super().__init__()
+        use_documents(trunk)
         self.trunk = trunk
         # The last hidden state is as wide as the embeddings, which the layers need not be.
         width = 2 * int(trunk.get_input_embeddings().weight.shape[1])
@@ -159,13 +149,8 @@ class RewardModel(nn.Module):
         return functional.softplus(self.tie_u)
 
     def hidden(self, batch: AnswerBatch) -> Tensor:
-        """The trunk's last hidden state [R, T, D]. This is what may run under autocast."""
-        placed = {} if batch.branches is None else {"position_ids": batch.position_ids}
-        mask = batch.attention_mask()
-        hidden: Tensor = self.trunk(
-            input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **placed
-        ).last_hidden_state
-        return hidden
+        """The trunk's last hidden states [R, T, D], a row per document. This is what may run under autocast."""
+        return batch.documents.padded(run_documents(self.trunk, batch.token_ids, batch.documents))
 
     def read(self, hidden: Tensor, batch: AnswerBatch) -> Tensor:
         """What the heads read, [B, W] with W = 2 D: mean over the response, then last token, in float32.
@@ -242,15 +227,10 @@ def _spans(group: AnswerGroup) -> list[tuple[int, int]]:
     return spans
 
 
-def _columns(group: AnswerGroup) -> tuple[list[int], list[int]]:
-    """Position and branch of every token of a row: each response goes on where the prompt ends."""
+def _branches(group: AnswerGroup) -> list[int]:
+    """Which response each token of a document belongs to, counted from 1, or SHARED for the prompt's."""
     prompt, responses = group
-    positions, branches = list(range(len(prompt))), [PROMPT] * len(prompt)
-    for branch, response in enumerate(responses, start=1):
-        positions += range(len(prompt), len(prompt) + len(response))
+    branches = [SHARED] * len(prompt)
+    for branch, response in enumerate(responses, start=SHARED + 1):
         branches += [branch] * len(response)
-    return positions, branches
-
-
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
+    return branches

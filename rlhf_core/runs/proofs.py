@@ -19,8 +19,9 @@ from rlhf_core.engine.engine import Engine
 from rlhf_core.engine.sequence import GenerationRequest
 from rlhf_core.engine.sequence import Sequence as Answered
 from rlhf_core.learning.conversations import SftExample
-from rlhf_core.learning.packing import PackedBatch, collate
-from rlhf_core.learning.sft_loss import attention_cost, next_token_logprobs
+from rlhf_core.learning.packing import PackedBatch
+from rlhf_core.learning.sft_loss import next_token_logprobs
+from rlhf_core.models.documents import Documents
 from rlhf_core.models.load import LoadedPolicy, probe_prompts
 from rlhf_core.records import Sampling
 
@@ -108,21 +109,17 @@ def _at_wrong_temperature(policy: LoadedPolicy, answers: Sequence[Answered]) -> 
 
 @torch.no_grad()
 def prove_batches(policy: LoadedPolicy) -> Iterator[Proof]:
-    """That neither padding nor packing changes what the model says of a document."""
+    """That what lies beside a document changes nothing that the model says of it."""
     documents = probe_documents(policy)
-    alone = [_logprobs(policy, collate([[each]], len(each.token_ids), 0))[0] for each in documents]
-    width = max(len(each.token_ids) for each in documents)
-    padded = _logprobs(policy, collate([[each] for each in documents], width, 0))
-    yield Proof("batches: padding changes logprobs by, nats", _furthest(alone, list(padded)), ROUNDING)
+    alone = [_alone(policy, each) for each in documents]
+    whole = PackedBatch.of(documents, policy.model.device)
+    as_one = whole._replace(documents=Documents([len(whole.token_ids)], policy.model.device))
+    packed, leaked = (_cut(next_token_logprobs(policy.model, batch), documents) for batch in (whole, as_one))
+    yield Proof("batches: packing changes logprobs by, nats", _furthest(alone, packed), ROUNDING)
+    yield Proof("  control: attention across documents", _furthest(alone, leaked), ROUNDING, True)
     yield Proof(
         "  control: padding on the left, unmasked", _padded_left(policy, documents[0], alone[0]), ROUNDING, True
     )
-    if attention_cost(policy.model) == float("inf"):
-        return  # its layers see windows, and training never packs it
-    whole = collate([documents], sum(len(each.token_ids) for each in documents), 0)
-    yield Proof("batches: packing changes logprobs by, nats", _furthest(alone, _cut(whole, policy)), ROUNDING)
-    leaking = whole._replace(segment_ids=torch.ones_like(whole.segment_ids))
-    yield Proof("  control: attention across documents", _furthest(alone, _cut(leaking, policy, whole)), ROUNDING, True)
 
 
 def probe_documents(policy: LoadedPolicy) -> list[SftExample]:
@@ -138,27 +135,17 @@ def probe_documents(policy: LoadedPolicy) -> list[SftExample]:
     return documents
 
 
-def _logprobs(policy: LoadedPolicy, batch: PackedBatch) -> Tensor:
-    return next_token_logprobs(policy.model, batch.to(policy.model.device)).cpu()
+def _alone(policy: LoadedPolicy, document: SftExample) -> Tensor:
+    """[L-1] logprobs by the model's own attention, called as usual."""
+    token_ids = torch.tensor([document.token_ids], device=policy.model.device)
+    logits = policy.model(input_ids=token_ids, use_cache=False).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(1, token_ids[0, 1:, None])[:, 0].cpu()
 
 
-def _cut(batch: PackedBatch, policy: LoadedPolicy, places: PackedBatch | None = None) -> list[Tensor]:
-    """The logprobs of a packed row, document by document."""
-    row = _packed_logprobs(policy, batch)[0]
-    segments = (places or batch).segment_ids[0]
-    starts = [int((segments == each).nonzero()[0]) for each in range(1, int(segments.max()) + 1)]
-    ends = [*starts[1:], len(segments)]
-    return [row[start : end - 1] for start, end in zip(starts, ends, strict=True)]
-
-
-def _packed_logprobs(policy: LoadedPolicy, batch: PackedBatch) -> Tensor:
-    """As training computes a packed row, mask and positions given, however many documents the mask tells apart."""
-    batch = batch.to(policy.model.device)
-    mask = batch.attention_mask(policy.model.dtype)
-    logits = policy.model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=mask, use_cache=False
-    ).logits
-    return logits[:, :-1].float().log_softmax(-1).gather(2, batch.input_ids[:, 1:, None])[..., 0].cpu()
+def _cut(logprobs: Tensor, documents: Sequence[SftExample]) -> list[Tensor]:
+    """Those of each document but of its first token; `logprobs` begin with the second of the first document."""
+    lengths = [len(each.token_ids) for each in documents]
+    return [each[1:] for each in torch.cat([logprobs[:1], logprobs]).cpu().split(lengths)]
 
 
 def _padded_left(policy: LoadedPolicy, document: SftExample, alone: Tensor) -> float:

@@ -102,7 +102,7 @@ def _prove_resume(trainable: Trainable) -> Iterator[Proof]:
 def _fine_tune(trainable: Trainable, hooks: Hooks) -> None:
     documents = probe_documents(trainable.policy)
     settings = SftSettings(learning_rate=1e-3, epochs=4, row_tokens=64, rows_per_minibatch=4, rows_per_microbatch=4)
-    train_supervised(trainable.model, documents, settings, pad_token_id=0, hooks=hooks)
+    train_supervised(trainable.model, documents, settings, hooks=hooks)
 
 
 def _without_moments(state: TrainingState) -> TrainingState:

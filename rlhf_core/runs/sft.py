@@ -36,9 +36,7 @@ def run(options: argparse.Namespace) -> int:
             max_tokens=min(settings.row_tokens, start.policy.max_context),
             raised_by="--row-tokens" if settings.row_tokens < start.policy.max_context else "",
         )
-        result = train_supervised(
-            trainable.model, examples, settings, pad_token_id=0, hooks=run.hooks, devices=run.devices
-        )
+        result = train_supervised(trainable.model, examples, settings, hooks=run.hooks, devices=run.devices)
         tenth = max(1, len(result.losses) // 10)
         run.finish(
             lambda directory: save_policy(start, trainable, directory),

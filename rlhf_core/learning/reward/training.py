@@ -46,7 +46,9 @@ from rlhf_core.learning.reward.raters import (
 )
 from rlhf_core.learning.reward.settings import RewardSettings
 from rlhf_core.learning.reward.votes import Judgement, Labels, RaterEffects, judgements, label, rater_names
+from rlhf_core.models.documents import use_documents
 from rlhf_core.models.heads import PromptResponse, RewardModel
+from rlhf_core.models.inspection import inspect_attention, refuse_special_attention
 from rlhf_core.models.lora_layers import add_lora, lora_layers
 from rlhf_core.models.lora_settings import LoraSettings
 from rlhf_core.records import PreferencePair, RatedResponse
@@ -139,6 +141,9 @@ def load_trunk(directory: Path) -> PreTrainedModel:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{directory} holds no model that a reward model can start from: {error}") from None
+    refuse_special_attention(directory, policy.config)
+    use_documents(policy)
+    inspect_attention(directory, policy, int(policy.config.get_text_config().max_position_embeddings))
     trunk: PreTrainedModel = policy.base_model
     return trunk.eval()
 

@@ -150,8 +150,8 @@ def test_a_prompt_with_an_answer_of_another_row_never_exceeds_the_context(tmp_pa
     short_of_room = replace(load_policy(tiny_model_dir), max_context=16)
     asked: list[int] = []
 
-    def counting(*_arguments: object, input_ids: torch.Tensor, **_more: object) -> None:
-        asked.append(input_ids.shape[1])
+    def counting(*_arguments: object, position_ids: torch.Tensor, **_more: object) -> None:
+        asked.append(1 + int(position_ids.max()))
 
     long_prompt = thumb((30, 31), "up", range(5, 17))
     long_answer = thumb(range(40, 53), "down", (20, 21))

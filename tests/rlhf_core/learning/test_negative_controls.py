@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlhf_core.engine.engine import Engine
 from rlhf_core.engine.sequence import GenerationRequest
-from rlhf_core.errors import TrainingError
+from rlhf_core.errors import ModelError, TrainingError
 from rlhf_core.learning.advantages import token_rewards
 from rlhf_core.learning.analyse import TokenBatch, analyse
 from rlhf_core.learning.kl import estimate_kl, response_kl
@@ -52,21 +52,28 @@ def rollouts_of(trainee: Trainable, settings: PPOSettings = SETTINGS) -> Rollout
 # The run's own invariant: the first minibatch finds the policy where it sampled.
 
 
-@pytest.mark.parametrize("bug", ["none", "temperature omitted", "dropout on"])
+@pytest.mark.parametrize("bug", ["none", "temperature omitted", "weights moved"])
 def test_the_first_ratios_catch(bug: str, trainee: Trainable) -> None:
     rollouts, settings = rollouts_of(trainee), SETTINGS
     if bug == "temperature omitted":
         settings = PPOSettings(temperature=1.0, minibatch_size=2)
-    if bug == "dropout on":
-        for layer in trainee.model.model.layers:
-            layer.self_attn.attention_dropout = 0.3
-        trainee.model.train()
-        torch.manual_seed(0)
+    if bug == "weights moved":
+        with torch.no_grad():
+            trainee.model.lm_head.weight.mul_(1.02)
     learner = Learner(trainee, ValueHead(32), settings)
     if bug == "none":
         assert learner.improve(rollouts, 0)["policy/ratio_first_minibatch"] == 0.0
         return
     with pytest.raises(TrainingError, match="before the first step of an update ratios differ from 1 by up to"):
+        learner.improve(rollouts, 0)
+
+
+def test_dropout_left_on_is_named(trainee: Trainable) -> None:
+    learner, rollouts = Learner(trainee, ValueHead(32), SETTINGS), rollouts_of(trainee)
+    for layer in trainee.model.model.layers:
+        layer.self_attn.attention_dropout = 0.3
+    trainee.model.train()
+    with pytest.raises(ModelError, match=r"LlamaAttention drops out 0\.3 of its attention"):
         learner.improve(rollouts, 0)
 
 

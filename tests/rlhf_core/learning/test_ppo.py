@@ -94,18 +94,13 @@ def test_before_the_first_step_every_ratio_is_one(load: Load, temperature: float
     assert stats["policy/loss"] == pytest.approx(float(expected), abs=1e-5)
 
 
-@pytest.mark.parametrize("mistake", ["temperature forgotten", "dropout left on", "weights moved"])
+@pytest.mark.parametrize("mistake", ["temperature forgotten", "weights moved"])
 def test_a_trainer_unlike_the_sampler_shows_in_the_first_ratios(load: Load, mistake: str) -> None:
     trainee, settings = make_trainable(load()), PPOSettings(temperature=0.7)
     policy = trainee.policy
     rollouts = rollouts_of(trainee, settings)
     if mistake == "temperature forgotten":
         settings = PPOSettings(temperature=1.0)
-    elif mistake == "dropout left on":
-        policy.model.config.attention_dropout = 0.3
-        for layer in policy.model.model.layers:
-            layer.self_attn.attention_dropout = 0.3
-        policy.model.train()
     else:
         with torch.no_grad():
             policy.model.lm_head.weight.mul_(1.01)

@@ -13,7 +13,7 @@ from rlhf_core.desk.tokenizer import train_tokenizer
 from rlhf_core.errors import SettingsError, TrainingError
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
-from rlhf_core.learning.packing import collate
+from rlhf_core.learning.packing import PackedBatch
 from rlhf_core.learning.sft import (
     SftExample,
     accumulate_gradients,
@@ -23,16 +23,14 @@ from rlhf_core.learning.sft import (
     train_supervised,
 )
 from rlhf_core.learning.sft_loss import (
-    add_gradients,
-    attention_cost,
     next_token_logprobs,
-    target_weights,
     wanted_logprobs,
 )
 from rlhf_core.learning.sft_settings import SftSettings
 from rlhf_core.learning.training_state import TrainingState
+from rlhf_core.models.documents import Documents, use_documents
 
-PAD = 0
+CPU = torch.device("cpu")
 CONVERSATION = (
     {"role": "system", "content": "Be kind."},
     {"role": "user", "content": "Hello, I am Mira."},
@@ -56,7 +54,9 @@ def tiny_model(vocab_size: int = 16) -> LlamaForCausalLM:
         bos_token_id=None,
         eos_token_id=None,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    use_documents(model)
+    return model
 
 
 def example(prompt: list[int], response: list[int]) -> SftExample:
@@ -108,32 +108,37 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: PreTrained
 
 def test_packed_logprobs_equal_those_of_each_document_alone() -> None:
     model = tiny_model()
-    packed = next_token_logprobs(model, collate([EXAMPLES], 24, PAD))[0]
+    packed = next_token_logprobs(model, PackedBatch.of(EXAMPLES, CPU))
     start = 0
     for each in EXAMPLES:
         length = len(each.token_ids)
-        # No packing, no mask of ours: the model's own causal attention over one document.
+        # No packing: the model's own causal attention over one document.
         logits = model(input_ids=torch.tensor([each.token_ids])).logits[0, :-1]
         alone = logits.log_softmax(-1).gather(1, torch.tensor(each.token_ids)[1:, None])[:, 0]
         torch.testing.assert_close(packed[start : start + length - 1], alone, atol=1e-5, rtol=0)
         start += length
 
 
-def test_weights_leave_out_padding_and_first_tokens() -> None:
-    batch = collate([[EXAMPLES[3], EXAMPLES[2]]], 12, PAD)
-    # tokens 14 15 | 3 1 then 5 5 4 8 | 2 1 then two of padding; a weight for each token but the first
-    assert target_weights(batch, 0.25)[0].tolist() == [0.25, 1, 1, 0, 0.25, 0.25, 0.25, 1, 1, 0, 0]
-    assert target_weights(batch, 0.0)[0].tolist() == [0, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0]
+def test_how_documents_are_put_together_changes_neither_loss_nor_gradient() -> None:
+    together, apart = tiny_model(), tiny_model()
+    settings = SftSettings(row_tokens=24, rows_per_minibatch=8, rows_per_microbatch=8, prompt_weight=0.3)
+    narrow = msgspec.structs.replace(settings, row_tokens=1)
+    a = accumulate_gradients(together, [EXAMPLES], settings)
+    b = accumulate_gradients(apart, [[each] for each in EXAMPLES], narrow)
+    assert a == pytest.approx(b, abs=1e-6)
+    torch.testing.assert_close(gradients(together), gradients(apart), atol=1e-6, rtol=0)
 
 
-def test_padding_changes_neither_loss_nor_gradient() -> None:
-    tight, loose = tiny_model(), tiny_model()
-    settings = SftSettings(row_tokens=24, rows_per_minibatch=8, rows_per_microbatch=8)
-    wide = msgspec.structs.replace(settings, row_tokens=64)
-    a = accumulate_gradients(tight, [EXAMPLES], settings, PAD)
-    b = accumulate_gradients(loose, [[each] for each in EXAMPLES], wide, PAD)
-    assert a.loss == pytest.approx(b.loss, abs=1e-6)
-    torch.testing.assert_close(gradients(tight), gradients(loose), atol=1e-6, rtol=0)
+def test_the_gradient_is_that_of_the_documents_in_padded_rows_by_the_models_own_attention() -> None:
+    packed, usual = tiny_model(), tiny_model()
+    accumulate_gradients(packed, [EXAMPLES], SftSettings(row_tokens=24))
+    total = 0.0
+    for each in EXAMPLES:
+        logits = usual(input_ids=torch.tensor([each.token_ids])).logits[0, :-1]
+        logprobs = logits.log_softmax(-1).gather(1, torch.tensor(each.token_ids)[1:, None])[:, 0]
+        total = total - logprobs[torch.tensor(each.response_mask[1:])].sum()
+    (total / 12).backward()  # 3 + 5 + 2 + 2 response tokens
+    torch.testing.assert_close(gradients(packed), gradients(usual), atol=1e-6, rtol=0)
 
 
 def test_accumulated_microbatches_give_the_gradient_of_one_big_batch() -> None:
@@ -141,16 +146,16 @@ def test_accumulated_microbatches_give_the_gradient_of_one_big_batch() -> None:
     rows = [[each] for each in EXAMPLES]
     settings = SftSettings(row_tokens=8, rows_per_minibatch=4, rows_per_microbatch=4, prompt_weight=0.3)
     # Rows with 3, 5, 2 and 2 response tokens: a mean per microbatch would weigh them alike and fail here.
-    a = accumulate_gradients(whole, rows, settings, PAD)
-    b = accumulate_gradients(pieces, rows, msgspec.structs.replace(settings, rows_per_microbatch=1), PAD)
-    assert a.loss == pytest.approx(b.loss, abs=1e-6)
+    a = accumulate_gradients(whole, rows, settings)
+    b = accumulate_gradients(pieces, rows, msgspec.structs.replace(settings, rows_per_microbatch=1))
+    assert a == pytest.approx(b, abs=1e-6)
     torch.testing.assert_close(gradients(whole), gradients(pieces), atol=1e-6, rtol=0)
 
 
 def test_the_loss_of_a_uniform_model_is_the_log_of_the_vocabulary() -> None:
     model = tiny_model(vocab_size=16)
     torch.nn.init.zeros_(model.lm_head.weight)
-    loss = accumulate_gradients(model, [EXAMPLES], SftSettings(row_tokens=24), PAD).loss
+    loss = accumulate_gradients(model, [EXAMPLES], SftSettings(row_tokens=24))
     assert loss == pytest.approx(math.log(16), abs=1e-6)
 
 
@@ -175,8 +180,8 @@ def test_a_tiny_model_learns_a_toy_set_and_repeats_it_exactly() -> None:
     settings = SftSettings(
         learning_rate=1e-2, epochs=60, row_tokens=16, rows_per_minibatch=2, rows_per_microbatch=2, seed=3
     )
-    result = train_supervised(first, EXAMPLES, settings, pad_token_id=PAD)
-    again = train_supervised(second, EXAMPLES, settings, pad_token_id=PAD)
+    result = train_supervised(first, EXAMPLES, settings)
+    again = train_supervised(second, EXAMPLES, settings)
     assert result.losses[0] > 2.0
     assert sum(result.losses[-5:]) / 5 < 0.05
     assert again.losses == result.losses
@@ -191,7 +196,6 @@ def test_progress_reports_every_minibatch() -> None:
         tiny_model(),
         EXAMPLES,
         settings,
-        pad_token_id=PAD,
         on_progress=lambda progress: seen.append(progress.minibatch),
     )
     # four examples of 6, 6, 6 and 4 tokens fill four rows of 8, hence two minibatches of two rows
@@ -205,7 +209,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change() -> 
         model.lm_head.weight[0, 0] = float("nan")
     before = model.model.embed_tokens.weight.clone()
     with pytest.raises(TrainingError, match="loss nan"):
-        train_supervised(model, EXAMPLES, SftSettings(row_tokens=24), pad_token_id=PAD)
+        train_supervised(model, EXAMPLES, SftSettings(row_tokens=24))
     assert torch.equal(model.model.embed_tokens.weight, before)
 
 
@@ -218,58 +222,31 @@ def test_settings_that_cannot_train_are_refused_by_name_and_value() -> None:
         SftSettings(prompt_weight=1.5)
 
 
-def test_packed_and_unpacked_layouts_give_the_same_loss_and_gradients() -> None:
-    packed, alone = tiny_model(), tiny_model()
-    devices = Devices(device="cpu")
-    # 4 rows of two documents' worth against 4 rows of one: 12 response tokens, prompts at 0.3.
-    a, computed = add_gradients(packed, [[EXAMPLES[:2], EXAMPLES[2:]]], 0.3, 12.0, PAD, devices)
-    b, alone_computed = add_gradients(alone, [[[each] for each in EXAMPLES]], 0.3, 12.0, PAD, devices)
-    assert (computed, alone_computed) == (24, 24)
-    assert a == pytest.approx(b, abs=1e-5)
-    torch.testing.assert_close(gradients(packed), gradients(alone), atol=1e-5, rtol=0)
-
-
-def test_a_mask_that_lets_documents_see_each_other_would_be_noticed() -> None:
+def test_attention_that_let_documents_see_each_other_would_be_noticed() -> None:
     model = tiny_model()
-    batch = collate([EXAMPLES], 22, PAD)
-    leaking = batch._replace(segment_ids=torch.ones_like(batch.segment_ids))._replace(position_ids=batch.position_ids)
-    mask = leaking.attention_mask(torch.float32)
-    logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=mask).logits[:, :-1]
-    leaked = logits.log_softmax(-1).gather(2, batch.input_ids[:, 1:, None])[..., 0]
-    counted = batch.position_ids[:, 1:] > 0
-    gap = (leaked - next_token_logprobs(model, batch))[counted].abs().max()
-    assert gap > 1e-2
+    batch = PackedBatch.of(EXAMPLES, CPU)
+    as_one = batch._replace(documents=Documents([22], CPU))
+    counted = batch.weights(1.0) > 0
+    leaked, right = (next_token_logprobs(model, each)[counted] for each in (as_one, batch))
+    assert (leaked - right).abs().max() > 1e-2
 
 
 def test_only_wanted_positions_reach_the_head_and_say_the_same() -> None:
     model = tiny_model()
-    batch = collate([[each] for each in EXAMPLES], 6, PAD)
-    wanted = target_weights(batch, 0.0) > 0
+    batch = PackedBatch.of(EXAMPLES, CPU)
+    wanted = batch.weights(0.0) > 0
     torch.testing.assert_close(
         wanted_logprobs(model, batch, wanted), next_token_logprobs(model, batch)[wanted], atol=1e-6, rtol=0
     )
     assert int(wanted.sum()) == 12  # 3 + 5 + 2 + 2 response tokens
 
 
-def test_models_with_windows_are_never_packed() -> None:
-    model = tiny_model()
-    # 2 layers of width 32; 16 x 32 head, 4 x 32 x 32 attention and 3 x 32 x 48 MLP weights a layer, 5 norms of 32.
-    weights = 16 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48) + 5 * 32
-    assert attention_cost(model) == pytest.approx(4 * 32 * 2 / (2 * weights))
-    model.config.sliding_window = 4
-    assert attention_cost(model) == math.inf
-
-
 def test_a_resumed_run_ends_in_the_same_bits_and_tells_the_same_metrics() -> None:
     settings = SftSettings(learning_rate=1e-2, epochs=6, row_tokens=8, rows_per_minibatch=2, rows_per_microbatch=1)
     whole, broken, kept, told, retold = tiny_model(), tiny_model(), list[TrainingState](), list[Metrics](), []
-    first = train_supervised(
-        whole, EXAMPLES, settings, pad_token_id=PAD, hooks=Hooks(log=told.append, keep=kept.append, keep_every=5)
-    )
+    first = train_supervised(whole, EXAMPLES, settings, hooks=Hooks(log=told.append, keep=kept.append, keep_every=5))
     assert [state.step for state in kept] == [5, 10]
-    second = train_supervised(
-        broken, EXAMPLES, settings, pad_token_id=PAD, hooks=Hooks(log=retold.append, resume=kept[0])
-    )
+    second = train_supervised(broken, EXAMPLES, settings, hooks=Hooks(log=retold.append, resume=kept[0]))
     assert first == second
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), broken.parameters(), strict=True))
     timed = {"time/step", "tokens_per_s"}
@@ -284,7 +261,7 @@ def test_only_what_is_trainable_learns() -> None:
     model.requires_grad_(False)
     model.lm_head.weight.requires_grad_(True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    train_supervised(model, EXAMPLES, SftSettings(row_tokens=24, learning_rate=1e-2), pad_token_id=PAD)
+    train_supervised(model, EXAMPLES, SftSettings(row_tokens=24, learning_rate=1e-2))
     changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
     assert changed == ["lm_head.weight"]
 
@@ -293,11 +270,11 @@ def test_bfloat16_computes_close_by_and_float32_weights_learn() -> None:
     exact, halved = tiny_model(), tiny_model()
     settings = SftSettings(row_tokens=24)
     rows = [[each] for each in EXAMPLES]
-    a = accumulate_gradients(exact, rows, settings, PAD)
-    b = accumulate_gradients(halved, rows, settings, PAD, Devices("bfloat16", "cpu"))
+    a = accumulate_gradients(exact, rows, settings)
+    b = accumulate_gradients(halved, rows, settings, Devices("bfloat16", "cpu"))
     # bfloat16 keeps 8 bits: 2^-8 of a loss near 3 is about 0.01.
-    assert b.loss == pytest.approx(a.loss, abs=0.05)
-    assert b.loss != a.loss
+    assert b == pytest.approx(a, abs=0.05)
+    assert b != a
     assert gradients(halved).dtype == torch.float32
     assert torch.cosine_similarity(gradients(exact), gradients(halved), dim=0) > 0.99
 
@@ -309,6 +286,6 @@ def test_dropout_stays_off() -> None:
         layer.self_attn.attention_dropout = 0.5
     model.train()
     settings = SftSettings(learning_rate=1e-3, row_tokens=24)
-    result = train_supervised(model, EXAMPLES, settings, pad_token_id=PAD)
-    plain = train_supervised(tiny_model(), EXAMPLES, settings, pad_token_id=PAD)
+    result = train_supervised(model, EXAMPLES, settings)
+    plain = train_supervised(tiny_model(), EXAMPLES, settings)
     assert result.losses == plain.losses

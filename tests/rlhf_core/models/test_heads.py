@@ -20,25 +20,19 @@ def test_the_head_starts_small_and_from_its_generator(tiny_policy: LoadedPolicy)
     assert one.head.bias.item() == 0.0
 
 
-def test_a_batch_holds_rows_padded_on_the_right_and_where_each_response_is() -> None:
+def test_a_batch_holds_documents_end_to_end_and_where_each_response_is() -> None:
     batch = AnswerBatch.of([((5, 6), (7,)), ((8,), (9, 10, 11))], torch.device("cpu"))
-    assert batch.input_ids.tolist() == [[5, 6, 7, 0], [8, 9, 10, 11]]
+    assert batch.token_ids.tolist() == [5, 6, 7, 8, 9, 10, 11]
+    assert batch.documents.positions.tolist() == [0, 1, 2, 0, 1, 2, 3]
     assert (batch.rows.tolist(), batch.starts.tolist(), batch.ends.tolist()) == ([0, 1], [2, 1], [3, 4])
     assert batch.lengths.tolist() == [1, 3]
-    assert batch.attention_mask() is None
 
 
-def test_responses_that_share_a_prompt_continue_its_positions_and_do_not_see_each_other() -> None:
+def test_responses_that_share_a_prompt_continue_its_positions() -> None:
     batch = AnswerBatch.of_groups([((5, 6), ((7,), (8, 9)))], torch.device("cpu"))
-    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9]]
+    assert batch.token_ids.tolist() == [5, 6, 7, 8, 9]
     assert (batch.rows.tolist(), batch.starts.tolist(), batch.ends.tolist()) == ([0, 0], [2, 3], [3, 5])
-    assert batch.position_ids is not None
-    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3]]
-    mask = batch.attention_mask()
-    assert mask is not None
-    # Row by row: prompt, prompt, 7 sees the prompt and itself, 8 likewise and not 7, 9 also 8.
-    seen = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
-    assert (mask[0, 0] == 0).int().tolist() == seen
+    assert batch.documents.positions.tolist() == [0, 1, 2, 2, 3]
 
 
 def test_a_shared_prompt_reads_the_same_as_two_rows(tiny_policy: LoadedPolicy) -> None:

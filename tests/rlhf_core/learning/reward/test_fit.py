@@ -107,7 +107,7 @@ def test_a_shared_prompt_gives_the_loss_of_two_rows(trunk_dir: Path) -> None:
     losses = []
     for shared in (True, False):
         batch = votes.batch(indices, model.device, shared_prompts=shared)
-        assert len(batch.answers.input_ids) == (11 if shared else 16)
+        assert len(batch.answers.documents.lengths) == (11 if shared else 16)
         whole = votes.labels_of(indices)
         loss, _ = preference_loss(model, scalars, batch, whole, SETTINGS, judgements=11, devices=Devices(device="cpu"))
         losses.append(float(loss.detach()))

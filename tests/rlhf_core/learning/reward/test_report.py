@@ -22,6 +22,7 @@ from rlhf_core.learning.reward.report import (
 )
 from rlhf_core.learning.reward.training import RewardSettings, TrainedReward, train_reward_model
 from rlhf_core.learning.reward.words import fit_words
+from rlhf_core.models.documents import use_documents
 from rlhf_core.records import PreferencePair
 from tests.rlhf_core.learning.reward.simulated_people import make_trunk, simulated_pairs, simulated_thumbs, worth
 
@@ -49,6 +50,12 @@ def _apart(pair: PreferencePair) -> float:
     return abs(worth(pair.chosen_token_ids) - worth(pair.rejected_token_ids))
 
 
+def whole_policy(directory: Path) -> LlamaForCausalLM:
+    policy = LlamaForCausalLM.from_pretrained(directory)
+    use_documents(policy)
+    return policy
+
+
 @pytest.fixture(scope="module")
 def report(trained: TrainedReward, trunk_dir: Path) -> RewardReport:
     train = (simulated_thumbs(150, 1), simulated_pairs(400, 2))
@@ -61,7 +68,7 @@ def report(trained: TrainedReward, trunk_dir: Path) -> RewardReport:
         split="by prompt",
         fit=trained.metrics,
         axes=trained.axes,
-        reference=mean_logprobs(LlamaForCausalLM.from_pretrained(trunk_dir)),
+        reference=mean_logprobs(whole_policy(trunk_dir)),
         previous=trained.model,
     )
 
@@ -133,7 +140,7 @@ def test_words_find_which_tokens_people_like() -> None:
 
 
 def test_the_reference_s_mean_logprob_is_per_token(trunk_dir: Path) -> None:
-    policy = LlamaForCausalLM.from_pretrained(trunk_dir)
+    policy = whole_policy(trunk_dir)
     answers = answers_of(simulated_thumbs(5, 1), [])
     prompt, response = answers[0]
     with torch.no_grad():

@@ -1,0 +1,105 @@
+"""Documents end to end against each document alone in the model's own attention: values and gradients."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf_core.errors import ModelError
+from rlhf_core.models import documents as subject
+from rlhf_core.models.documents import Documents, run_documents, use_documents
+from rlhf_core.models.load import LoadedPolicy, load_policy
+from tests.rlhf_core.families import FAMILIES, WINDOW, make_family
+
+MakeTinyModel = Callable[..., Path]
+CPU = torch.device("cpu")
+LENGTHS = (7, 40, 1, 23, 19, 38)
+"""Two groups or more, a document of one token, and two beyond the window."""
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def policy(
+    request: pytest.FixtureRequest, make_tiny_model: MakeTinyModel, tmp_path_factory: pytest.TempPathFactory
+) -> LoadedPolicy:
+    directory = make_family(make_tiny_model, tmp_path_factory.mktemp("family"), FAMILIES[request.param](), seed=5)
+    return load_policy(directory)
+
+
+def texts(lengths: Sequence[int], seed: int = 3) -> list[Tensor]:
+    dice = random.Random(seed)
+    return [torch.tensor([dice.randrange(5, 300) for _ in range(length)]) for length in lengths]
+
+
+def gradients(model: torch.nn.Module) -> Tensor:
+    found = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("product_tokens", [0, 192], ids=["fused kernel", "products"])
+def test_states_and_gradients_are_those_of_each_document_alone(
+    policy: LoadedPolicy, product_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "PRODUCT_TOKENS", product_tokens)
+    trunk, written = policy.model.base_model, texts(LENGTHS)
+    assert max(LENGTHS) > 2 * WINDOW
+    alone = torch.cat([trunk(input_ids=each[None], use_cache=False).last_hidden_state[0] for each in written])
+    weights = torch.randn(alone.shape, generator=torch.Generator().manual_seed(1))
+    (alone * weights).sum().backward()
+    wanted = gradients(trunk)
+    together = run_documents(trunk, torch.cat(written), Documents(LENGTHS, CPU))
+    (together * weights).sum().backward()
+    found = gradients(trunk)
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, wanted, atol=2e-4 * float(wanted.abs().max()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("product_tokens", [0, 192], ids=["fused kernel", "products"])
+def test_branches_see_what_they_share_and_themselves(
+    make_tiny_model: MakeTinyModel, tmp_path: Path, product_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "PRODUCT_TOKENS", product_tokens)
+    policy = load_policy(make_family(make_tiny_model, tmp_path, FAMILIES["llama"](), seed=5))
+    trunk = policy.model.base_model
+    shared, one, two, other = texts((4, 3, 6, 5))
+    branches = torch.tensor([0] * 4 + [1] * 3 + [2] * 6 + [0] * 5)
+    documents = Documents([13, 5], CPU, branches)
+    assert documents.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
+    states = run_documents(trunk, torch.cat([shared, one, two, other]), documents)
+    for start, end, alone in ((4, 7, [shared, one]), (7, 13, [shared, two]), (13, 18, [other])):
+        wanted = trunk(input_ids=torch.cat(alone)[None], use_cache=False).last_hidden_state[0]
+        torch.testing.assert_close(states[start:end], wanted[start - end :], atol=1e-4, rtol=1e-4)
+
+
+def test_rows_are_laid_out_document_by_document_and_their_gradients_come_back() -> None:
+    rows = torch.arange(6.0)[:, None].requires_grad_()
+    padded = Documents((1, 3, 2), CPU).padded(rows)
+    assert padded.shape == (3, 3, 1)
+    assert padded[1, :, 0].tolist() == [1.0, 2.0, 3.0]
+    assert (padded[0, 0, 0].item(), padded[2, :2, 0].tolist()) == (0.0, [4.0, 5.0])
+    (padded[0, 0] + 2 * padded[1].sum() + 3 * padded[2, 1]).sum().backward()
+    assert rows.grad is not None
+    assert rows.grad[:, 0].tolist() == [1.0, 2.0, 2.0, 2.0, 0.0, 3.0]
+
+
+def test_a_model_that_keeps_its_own_attention_is_refused_until_told(
+    make_tiny_model: MakeTinyModel, tmp_path: Path
+) -> None:
+    trunk = load_policy(make_family(make_tiny_model, tmp_path, FAMILIES["llama"](), seed=5)).model.base_model
+    trunk.set_attn_implementation("sdpa")
+    tokens, documents = torch.tensor([5, 6, 7]), Documents([1, 2], CPU)
+    with pytest.raises(ModelError, match="LlamaModel has not been told to read documents end to end"):
+        run_documents(trunk, tokens, documents)
+    use_documents(trunk)
+    assert run_documents(trunk, tokens, documents).shape == (3, 32)
+
+
+@pytest.mark.parametrize("lengths", [(), (3, 0)])
+def test_documents_have_tokens(lengths: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        Documents(lengths, CPU)
