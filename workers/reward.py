@@ -22,7 +22,7 @@ from rlhf_core.learning.reward.evaluation import evaluate
 from rlhf_core.learning.reward.files import load_reward, save_reward
 from rlhf_core.learning.reward.report import RewardReport, calibrate_reward, mean_logprobs, report_reward
 from rlhf_core.learning.reward.settings import RewardSettings
-from rlhf_core.learning.reward.training import TrainedReward, train_reward_model
+from rlhf_core.learning.reward.training import TrainedReward, load_trunk, train_reward_model
 from rlhf_core.models.adapted import load_full
 from rlhf_core.models.heads import PromptResponse, RewardModel
 from rlhf_core.preferences import Split, select_split
@@ -80,7 +80,7 @@ def _train_one(training: _Training, split: Split, seed: int, on_progress: PartPr
     settings, policies = training.settings, training.stores.policies
     ratings, pairs = select_split(*training.judgements, split)
     trained = train_reward_model(
-        checkpoint_path(settings.checkpoints_path, training.reference),
+        load_trunk(checkpoint_path(settings.checkpoints_path, training.reference), settings.max_context),
         ratings,
         pairs,
         _reward_settings(settings),

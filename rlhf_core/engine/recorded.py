@@ -33,20 +33,25 @@ Recorder = Callable[[Replay], Replay]
 
 
 def cuda_recorder() -> Recorder:
-    """Records CUDA graphs, all in one pool of memory: whoever replays one is done with what another one gave."""
-    pool = torch.cuda.graph_pool_handle()
+    """Records CUDA graphs, all in one pool of memory: whoever replays one is done with what another one gave.
+
+    They are recorded on a stream of their own too. cuBLAS keeps a workspace for each stream, in the pool of whichever
+    graph came first, and frees it with that graph: graphs that share a stream must end together.
+    """
+    pool, beside = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def record(work: Replay) -> Replay:
-        with _one_at_a_time:
-            beside = torch.cuda.Stream()
-            beside.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream()
+        # The stream is set back here, because a recording that fails to begin or to end leaves it switched.
+        with _one_at_a_time, torch.cuda.stream(current):
+            beside.wait_stream(current)
             with torch.cuda.stream(beside):
                 # Libraries set themselves up at their first call, which a graph cannot hold.
                 work()
-            torch.cuda.current_stream().wait_stream(beside)
+            current.wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
             # Only this thread's calls may not disturb the recording: another one may be loading a model.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
                 given = work()
 
         def replay() -> Tensor:
@@ -91,7 +96,8 @@ class PaddedStep:
     def _hidden_beyond(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """[N, 1, 1, read], the same for every layer of that window."""
         if window not in self._hidden:
-            seen = seen_positions(self.positions, 0, self.read, window)
+            # A row without a sequence stands behind all that is read, and sees its end: a softmax over nothing is NaN.
+            seen = seen_positions(self.positions.clamp_max(self.read - 1), 0, self.read, window)
             self._hidden[window] = hidden_positions(seen, dtype)[:, None, None]
         return self._hidden[window]
 
@@ -129,10 +135,6 @@ class RecordedDecode:
             return self._forward(inputs[0], inputs[1], None, step)
 
         return inputs, self._record(work)
-
-    def forget(self) -> None:
-        """The cache's tensors are gone, and so is what was recorded over them."""
-        self._steps.clear()
 
 
 def _power(count: int) -> int:

@@ -25,11 +25,15 @@ class Runner:
         self.cache = SlotCache(slots, max_context)
         self._device = policy.model.device
         self._forward = policy.forward or make_forward(policy.model, max_context=max_context, frozen=False)
-        self._recorded: RecordedDecode | None = None
-        if record is None and self._device.type == "cuda":
-            record = cuda_recorder()
-        if record is not None and self._forward.recordable:
-            self._recorded = RecordedDecode(self._forward, self.cache, record, device=self._device)
+        self._record = record
+        self._recorded = self._recording()
+
+    def _recording(self) -> RecordedDecode | None:
+        """None where decode steps are not recorded."""
+        wanted = self._record is not None or self._device.type == "cuda"
+        if not wanted or not self._forward.recordable:
+            return None
+        return RecordedDecode(self._forward, self.cache, self._record or cuda_recorder(), device=self._device)
 
     def forward(self, plan: Plan) -> Tensor:
         """Run every token of the plan in one row of the batch -> logits [len(plan.drawing), V].
@@ -59,7 +63,8 @@ class Runner:
         """Forget keys and values, in particular what is not finite."""
         self.cache.clear()
         if self._recorded is not None:
-            self._recorded.forget()
+            # What was recorded over them is gone too.
+            self._recorded = self._recording()
 
     def _step(self, plan: Plan, positions: list[int], rows: Tensor) -> SlotStep:
         decoding = len(plan.decoding)

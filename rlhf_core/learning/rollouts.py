@@ -24,6 +24,7 @@ from rlhf_core.errors import TrainingError
 from rlhf_core.learning.advantages import gae, shape_scores, token_rewards, whiten_advantages, whiten_rewards
 from rlhf_core.learning.analyse import Analysis, TokenBatch, analyse
 from rlhf_core.learning.ppo_settings import PPOSettings
+from rlhf_core.models.documents import Documents
 from rlhf_core.models.value import ValueHead
 from rlhf_core.records import FinishReason, Sampling, TokenIds
 
@@ -268,5 +269,6 @@ def plan_microbatches(lengths: Sequence[int], rows: Iterable[int], max_tokens: i
 
 def padding_fraction(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> float:
     """Share of the places in attention that is padding, for rows read in these groups; nothing else is padded."""
-    padded = sum(len(group) * max(lengths[row] for row in group) for group in groups)
-    return 1.0 - sum(lengths[row] for group in groups for row in group) / padded
+    cpu = torch.device("cpu")
+    places = sum(Documents([lengths[row] for row in group], cpu).places for group in groups)
+    return 1.0 - sum(lengths[row] for group in groups for row in group) / places

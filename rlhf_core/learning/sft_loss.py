@@ -43,7 +43,7 @@ def add_gradients(
 
 def next_token_logprobs(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Float32 logprob [N-1] of each token but the first, given the tokens of its document before it."""
-    logits = model(**document_inputs(batch.token_ids, batch.documents)).logits[0, :-1]
+    logits = model(**document_inputs(model, batch.token_ids, batch.documents)).logits[0, :-1]
     return -functional.cross_entropy(logits.float(), batch.token_ids[1:], reduction="none")
 
 

@@ -1,9 +1,8 @@
 """One attention function for serving and for training, registered with transformers as `attune_slots`.
 
-With the keyword argument `slots` (the engine passes it through the model's forward) the keys and values go to
-the engine's cache and attention is ragged: every token of the step lies in one row of the batch. Without it
-this is ordinary masked attention, so a served policy can be trained and `generate()`d as it stands. Knows
-nothing of caches.
+With the keyword argument `slots`, passed through the model's forward, every token lies in one row of the batch and
+attention is ragged: over the engine's cache, or within documents that lie end to end (models/documents.py). Without it
+this is ordinary masked attention, so a served policy can be `generate()`d as it stands. Knows nothing of caches.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ of the positions to read.
 
 
 class SlotAttention(Protocol):
-    """What the engine passes as `slots`: attention of one step's tokens over the cache."""
+    """What is passed as `slots`: attention of the row's tokens over whatever they see."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None = None

@@ -27,10 +27,15 @@ PRODUCT_TOKENS: Final = 192
 
 
 def use_documents(model: Any) -> None:
-    """Let a transformers model that was made by hand take documents; one that was loaded as a policy does."""
+    """Let a transformers model that was made by hand take documents; one that was loaded as a policy does.
+
+    Raises ModelError for a model whose attention cannot be replaced.
+    """
     register_attention()
     if model.config._attn_implementation != ATTENTION:
         model.set_attn_implementation(ATTENTION)
+    if model.config._attn_implementation != ATTENTION:
+        raise ModelError(f"{type(model).__name__} does not let its attention be replaced")
 
 
 def run_documents(trunk: Any, token_ids: Tensor, documents: Documents) -> Tensor:
@@ -38,14 +43,14 @@ def run_documents(trunk: Any, token_ids: Tensor, documents: Documents) -> Tensor
 
     `trunk` is a transformers decoder without its head. Raises ModelError when it keeps its own attention.
     """
-    if trunk.config._attn_implementation != ATTENTION:
-        raise ModelError(f"{type(trunk).__name__} has not been told to read documents end to end")
-    states: Tensor = trunk(**document_inputs(token_ids, documents)).last_hidden_state[0]
+    states: Tensor = trunk(**document_inputs(trunk, token_ids, documents)).last_hidden_state[0]
     return states
 
 
-def document_inputs(token_ids: Tensor, documents: Documents) -> dict[str, Any]:
-    """What a transformers model is called with, with its head or without."""
+def document_inputs(model: Any, token_ids: Tensor, documents: Documents) -> dict[str, Any]:
+    """What a transformers model is called with, with its head or without. Raises ModelError like `run_documents`."""
+    if model.config._attn_implementation != ATTENTION:
+        raise ModelError(f"{type(model).__name__} has not been told to read documents end to end")
     return {
         "input_ids": token_ids[None],
         "position_ids": documents.positions[None],
@@ -108,7 +113,7 @@ class Documents:
     branches: Tensor | None = None
     _groups: list[_Group] = field(default_factory=list)
     _known: dict[int, _Places] = field(default_factory=dict)
-    _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
@@ -117,6 +122,11 @@ class Documents:
             if not self._groups or self.lengths[number] < SIMILAR * self._groups[-1].width:
                 self._groups.append(_Group([], self.lengths[number]))
             self._groups[-1].numbers.append(number)
+
+    @property
+    def places(self) -> int:
+        """Tokens with what attention pads."""
+        return sum(len(group.numbers) * group.width for group in self._groups)
 
     @property
     def columns(self) -> Tensor:
@@ -176,16 +186,21 @@ class Documents:
         """query [n, H, L, D], key and value [n, H_kv, L, D] -> [n, H, L, D_value]."""
         n, heads, width, _ = query.shape
         kv_heads = key.shape[1]
-        if width > PRODUCT_TOKENS or query.is_cuda:
+        # In half precision the kernel rounds less: it keeps the scores in single.
+        exact = query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type)
+        if width > PRODUCT_TOKENS or query.is_cuda or not exact:
             causal = self.branches is None and (window is None or window >= width)
-            mask = None if causal else self._hidden(at, window).to(query.dtype)[:, None]
+            mask = None if causal else self._hidden(at, window, query.dtype)[:, None]
+            if mask is not None and query.is_cuda:
+                # Behind a mask, no fused kernel there shares keys among heads.
+                key, value = (each.repeat_interleave(heads // kv_heads, dim=1) for each in (key, value))
             return scaled_dot_product_attention(
-                query, key, value, mask, is_causal=causal, scale=scaling, enable_gqa=kv_heads != heads
+                query, key, value, mask, is_causal=causal, scale=scaling, enable_gqa=key.shape[1] != heads
             )
         # Query heads that share a key head become the query length: no key is repeated.
         rows, columns = query.reshape(n * kv_heads, -1, query.shape[-1]), key.flatten(0, 1).transpose(1, 2)
         scores = torch.baddbmm(rows.new_zeros(()), rows, columns, beta=0, alpha=scaling)
-        scores.view(n, heads, width, width).add_(self._hidden(at, window)[:, None])
+        scores.view(n, heads, width, width).add_(self._hidden(at, window, query.dtype)[:, None])
         return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(n, heads, width, -1)
 
     @property
@@ -217,9 +232,9 @@ class Documents:
             base += len(taken[-1])
         return _Places(*(each.to(self.device) for each in (torch.cat(taken), back.flatten(), torch.cat(blank))))
 
-    def _hidden(self, at: int, window: int | None) -> Tensor:
+    def _hidden(self, at: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """Added to the scores of a group, [1 or n, L, L]: 0 where a row sees a column, -inf where not."""
-        if (at, window) not in self._masks:
+        if (at, window, dtype) not in self._masks:
             group = self._groups[at]
             columns = torch.arange(group.width)
             seen = columns <= columns[:, None]
@@ -232,9 +247,9 @@ class Documents:
                 seen = seen & ((own[:, None] == SHARED) | (own[:, None] == own[:, :, None]))
                 # What stands behind the end sees at least itself: no row of the softmax is empty.
                 seen = seen | torch.eye(group.width, dtype=torch.bool)
-            hidden = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
-            self._masks[at, window] = hidden.to(self.device)
-        return self._masks[at, window]
+            hidden = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+            self._masks[at, window, dtype] = hidden.to(self.device)
+        return self._masks[at, window, dtype]
 
 
 def _positions(branches: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.lora import ADAPTER_WEIGHTS, Adapter
+from rlhf_core.models.lora_linear import lean
 from rlhf_core.models.lora_settings import LoraSettings
 from rlhf_core.models.projection import LowRank
 
@@ -47,6 +48,8 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> LoraC
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
+    for layer in lora_layers(model).values():
+        lean(layer)
     return config
 
 

@@ -19,6 +19,7 @@ from transformers import AutoConfig
 from rlhf_core.engine.memory import available_memory, count_parameters, in_words, plan_memory
 from rlhf_core.errors import ModelError
 from rlhf_core.learning.analyse import LOGITS_AT_ONCE
+from rlhf_core.models.documents import PRODUCT_TOKENS
 from rlhf_core.models.lora import is_adapter
 from rlhf_core.models.placement import choose_device
 from rlhf_core.runs.options import read_lora
@@ -92,7 +93,7 @@ def estimate_memory(
         "state to resume": 3 * trained * FLOAT,
         "reference": sizes.weights if command in WITH_REFERENCE and trained == sizes.parameters else 0,
         "models beside": beside,
-        "activations": tokens * _per_token(config, numbers, trains=settings is not None) if passes else 0,
+        "activations": tokens * _per_token(config, answer, trains=settings is not None) if passes else 0,
         "logits": LOGIT_COPIES * FLOAT * min(LOGITS_AT_ONCE, tokens * sizes.vocab_size)
         if command in WITH_LOGITS
         else 0,
@@ -147,7 +148,7 @@ def _parquet_row(path: Path) -> int:
 
 
 def _tokens_at_once(command: str, numbers: dict[str, Any], row: int) -> int:
-    """Tokens of one forward and backward pass, padding included."""
+    """Tokens of one forward and backward pass."""
     if "rows_per_microbatch" in numbers:
         return int(numbers["rows_per_microbatch"]) * int(numbers["row_tokens"])
     if command == "dpo" and "sampler_slots" not in numbers:
@@ -157,13 +158,16 @@ def _tokens_at_once(command: str, numbers: dict[str, Any], row: int) -> int:
     return 2 * int(numbers.get("batch_size", 16)) * row
 
 
-def _per_token(config: Any, numbers: dict[str, Any], *, trains: bool) -> int:
-    """Bytes that one token keeps of a forward pass until its backward pass; without one, of two layers at a time."""
+def _per_token(config: Any, row: int, *, trains: bool) -> int:
+    """Bytes that one token keeps of a forward pass until its backward pass; without one, of two layers at a time.
+
+    `row` is the length of the longest document: a token of one that is not long keeps the weights of its attention.
+    """
     inner = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     layer = (LAYER_WIDTHS * int(config.hidden_size) + MLP_WIDTHS * inner) * FLOAT
     layers = int(config.num_hidden_layers) if trains else 2
-    mask = int(numbers.get("row_tokens", 0)) * FLOAT
-    return layer * layers + mask
+    weights = int(config.num_attention_heads) * min(row, PRODUCT_TOKENS) * FLOAT
+    return (layer + weights) * layers
 
 
 def _trained(options: argparse.Namespace, config: Any, parameters: int) -> int:

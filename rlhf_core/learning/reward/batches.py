@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import torch
 
+from rlhf_core.errors import ModelError
 from rlhf_core.learning.reward.evaluation import sides
 from rlhf_core.learning.reward.votes import Labels
 from rlhf_core.models.heads import AnswerBatch, AnswerGroup, RewardModel
@@ -94,7 +95,7 @@ def share_prompts(model: RewardModel, data: VoteData) -> bool:
         together, apart = (
             model.features(data.batch(longest, model.device, shared_prompts=shared).answers) for shared in (True, False)
         )
-    except (TypeError, ValueError, RuntimeError):  # what a model raises that takes no positions, or no such mask
+    except (TypeError, ValueError, RuntimeError, ModelError):  # what a model raises that takes no such positions
         return False
     return float((together - apart).abs().max()) <= SAME * float(apart.abs().max())
 

@@ -186,4 +186,7 @@ def _optimizer(
         },
         {"params": [*model.head.parameters(), *learning], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95)), (settings.learning_rate, settings.head_learning_rate)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True), (
+        settings.learning_rate,
+        settings.head_learning_rate,
+    )

@@ -48,7 +48,7 @@ from rlhf_core.learning.reward.settings import RewardSettings
 from rlhf_core.learning.reward.votes import Judgement, Labels, RaterEffects, judgements, label, rater_names
 from rlhf_core.models.documents import use_documents
 from rlhf_core.models.heads import PromptResponse, RewardModel
-from rlhf_core.models.inspection import inspect_attention, refuse_special_attention
+from rlhf_core.models.inspection import inspect_attention, refuse_chunks, refuse_special_attention
 from rlhf_core.models.lora_layers import add_lora, lora_layers
 from rlhf_core.models.lora_settings import LoraSettings
 from rlhf_core.records import PreferencePair, RatedResponse
@@ -129,8 +129,11 @@ def train_reward_model(
     return TrainedReward(model.eval(), fitted, axes)
 
 
-def load_trunk(directory: Path) -> PreTrainedModel:
-    """The policy in `directory` without its LM head, float32, dropout off. Raises ModelError."""
+def load_trunk(directory: Path, max_context: int | None = None) -> PreTrainedModel:
+    """The policy in `directory` without its LM head, float32, dropout off; `max_context` can lower its own limit.
+
+    Raises ModelError.
+    """
     try:
         policy = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -142,8 +145,13 @@ def load_trunk(directory: Path) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise ModelError(f"{directory} holds no model that a reward model can start from: {error}") from None
     refuse_special_attention(directory, policy.config)
+    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None) or max_context
+    if limit is None:
+        raise ModelError(f"{directory}/config.json has no max_position_embeddings: set a context length")
+    context = min(int(limit), max_context or int(limit))
+    refuse_chunks(directory, policy.config, context)
     use_documents(policy)
-    inspect_attention(directory, policy, int(policy.config.get_text_config().max_position_embeddings))
+    inspect_attention(directory, policy, context)
     trunk: PreTrainedModel = policy.base_model
     return trunk.eval()
 

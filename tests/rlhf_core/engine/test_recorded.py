@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rlhf_core.engine.cache import SlotCache
-from rlhf_core.engine.recorded import LEAST_READ, RecordedDecode, Replay
+from rlhf_core.engine.recorded import LEAST_READ, PaddedStep, RecordedDecode, Replay
 from rlhf_core.engine.runner import Runner
 from rlhf_core.models.load import LoadedPolicy, load_policy
 from tests.rlhf_core.engine.generation import alone, engine, play, prompt, request
@@ -68,6 +68,15 @@ def test_a_step_is_recorded_once_for_its_size(policy: LoadedPolicy, monkeypatch:
     assert len(recordings) == 2
 
 
+def test_a_row_without_a_sequence_sees_something_whatever_is_read() -> None:
+    positions = torch.tensor([3, 255])
+    for window in (None, 16):
+        hidden = PaddedStep(SlotCache(2, 256), positions, 128)._hidden_beyond(window, torch.float32)
+        # A softmax over nothing is NaN, and would be stored as a key.
+        assert (hidden == 0).any(dim=-1).all()
+        assert (hidden[0, 0, 0] == 0).nonzero()[:, 0].tolist() == [0, 1, 2, 3]
+
+
 def test_rows_without_a_sequence_leave_the_other_slots_as_they_are(policy: LoadedPolicy) -> None:
     assert policy.forward is not None
     cache = SlotCache(4, 64)
@@ -84,10 +93,13 @@ def test_rows_without_a_sequence_leave_the_other_slots_as_they_are(policy: Loade
 
 def test_what_was_recorded_over_forgotten_keys_is_forgotten(policy: LoadedPolicy) -> None:
     runner = Runner(policy, slots=4, max_context=LEAST_READ, record=run_again)
-    assert runner._recorded is not None
+    before = runner._recorded
+    assert before is not None
     with torch.inference_mode():
-        runner._recorded([7], [0])
+        before([7], [0])
     runner.clear()
+    assert runner._recorded is not None
+    assert runner._recorded is not before
     assert not runner._recorded._steps
     assert not runner.cache.bytes
 

@@ -271,8 +271,10 @@ def test_microbatches_hold_each_row_once_within_the_bound_and_waste_little() -> 
 
 
 def test_padding_fraction_counts_empty_places() -> None:
-    # Widths 4 and 1: 2 * 4 + 1 = 9 places for 4 + 2 + 1 = 7 tokens.
-    assert padding_fraction([4, 2, 1], [[0, 1], [2]]) == pytest.approx(2 / 9)
+    # Widths 4 and 1: 2 * 4 + 1 = 9 places for 4 + 3 + 1 = 8 tokens.
+    assert padding_fraction([4, 3, 1], [[0, 1], [2]]) == pytest.approx(1 / 9)
+    # Half as long is not put beside it, even in one group.
+    assert padding_fraction([4, 2, 1], [[0, 1, 2]]) == 0.0
 
 
 def test_a_model_that_changes_its_logits_after_the_head_is_refused(tiny_policy: LoadedPolicy) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from rlhf_core.errors import ModelError
@@ -20,6 +21,8 @@ MakeTinyModel = Callable[..., Path]
 CPU = torch.device("cpu")
 LENGTHS = (7, 40, 1, 23, 19, 38)
 """Two groups or more, a document of one token, and two beyond the window."""
+MOST = [0, 30, 192]
+"""Tokens of documents that attend by products: of none, of some groups, of all."""
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -41,7 +44,7 @@ def gradients(model: torch.nn.Module) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("product_tokens", [0, 192], ids=["fused kernel", "products"])
+@pytest.mark.parametrize("product_tokens", MOST)
 def test_states_and_gradients_are_those_of_each_document_alone(
     policy: LoadedPolicy, product_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,7 +62,7 @@ def test_states_and_gradients_are_those_of_each_document_alone(
     torch.testing.assert_close(found, wanted, atol=2e-4 * float(wanted.abs().max()), rtol=1e-3)
 
 
-@pytest.mark.parametrize("product_tokens", [0, 192], ids=["fused kernel", "products"])
+@pytest.mark.parametrize("product_tokens", MOST)
 def test_branches_see_what_they_share_and_themselves(
     make_tiny_model: MakeTinyModel, tmp_path: Path, product_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,9 +74,28 @@ def test_branches_see_what_they_share_and_themselves(
     documents = Documents([13, 5], CPU, branches)
     assert documents.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
     states = run_documents(trunk, torch.cat([shared, one, two, other]), documents)
+    apart, weights, total = [], torch.randn(18, 32, generator=torch.Generator().manual_seed(1)), torch.zeros(())
     for start, end, alone in ((4, 7, [shared, one]), (7, 13, [shared, two]), (13, 18, [other])):
         wanted = trunk(input_ids=torch.cat(alone)[None], use_cache=False).last_hidden_state[0]
         torch.testing.assert_close(states[start:end], wanted[start - end :], atol=1e-4, rtol=1e-4)
+        apart.append((start, end))
+        total = total + (wanted[start - end :] * weights[start:end]).sum()
+    total.backward()
+    expected = gradients(trunk)
+    torch.stack([(states[start:end] * weights[start:end]).sum() for start, end in apart]).sum().backward()
+    torch.testing.assert_close(gradients(trunk), expected, atol=2e-4 * float(expected.abs().max()), rtol=1e-3)
+
+
+def test_in_bfloat16_it_is_as_close_as_the_models_own_attention(make_tiny_model: MakeTinyModel, tmp_path: Path) -> None:
+    trunk = load_policy(make_family(make_tiny_model, tmp_path, FAMILIES["qwen2"](), seed=5)).model.base_model
+    written = texts(LENGTHS)
+    with torch.no_grad():
+        exact = run_documents(trunk, torch.cat(written), Documents(LENGTHS, CPU))
+        with torch.autocast("cpu", torch.bfloat16):
+            together = run_documents(trunk, torch.cat(written), Documents(LENGTHS, CPU))
+            alone = torch.cat([trunk(input_ids=each[None], use_cache=False).last_hidden_state[0] for each in written])
+    ours, theirs = ((each - exact).abs().mean() for each in (together, alone))
+    assert 0 < ours < 1.25 * theirs
 
 
 def test_rows_are_laid_out_document_by_document_and_their_gradients_come_back() -> None:
@@ -97,6 +119,12 @@ def test_a_model_that_keeps_its_own_attention_is_refused_until_told(
         run_documents(trunk, tokens, documents)
     use_documents(trunk)
     assert run_documents(trunk, tokens, documents).shape == (3, 32)
+
+
+def test_a_model_whose_attention_cannot_be_replaced_is_refused() -> None:
+    model = transformers.BloomModel(transformers.BloomConfig(vocab_size=16, hidden_size=8, n_layer=1, n_head=2))
+    with pytest.raises(ModelError, match="BloomModel does not let its attention be replaced"):
+        use_documents(model)
 
 
 @pytest.mark.parametrize("lengths", [(), (3, 0)])
