@@ -63,7 +63,6 @@ def build(directory: Path) -> Path:
         model,
         encode_conversations(tokenizer, conversations),
         settings,
-        pad_token_id=tokenizer.pad_token_id,
         on_progress=lambda _progress: None,
     )
     model.save_pretrained(directory)
