@@ -18,6 +18,7 @@ from types import FrameType
 
 from rlhf_core.checkpoints import remove_abandoned
 from rlhf_core.errors import AttuneError, StaleFenceError, StoreUnavailableError
+from rlhf_core.models.allocation import keep_freed_memory
 from rlhf_core.records import Job
 from rlhf_core.settings import Settings, load_settings
 from rlhf_core.store.jobs import MOST_ATTEMPTS, JobStore
@@ -35,6 +36,7 @@ ABANDONED_SECONDS = 86_400.0
 def main(arguments: list[str]) -> int:
     job_id, owner, fence, parent = arguments
     settle_as_child(int(parent))
+    keep_freed_memory()
     signal.signal(signal.SIGTERM, _stop)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     settings = load_settings(os.environ)

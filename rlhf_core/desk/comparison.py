@@ -41,6 +41,7 @@ from rlhf_core.learning.reward.training import train_reward_model
 from rlhf_core.learning.rloo import train_rloo
 from rlhf_core.learning.rollouts import SampledResponse
 from rlhf_core.learning.sft_settings import SftSettings
+from rlhf_core.models.allocation import keep_freed_memory
 from rlhf_core.models.load import DESK_CHECKPOINT, LoadedPolicy, load_policy
 from rlhf_core.models.lora_settings import LoraSettings
 from rlhf_core.models.trainable import Trainable, make_trainable
@@ -196,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5, help="how often all of it is repeated. Default: 5")
     parser.add_argument("--first-seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     policy = load_policy(DESK_CHECKPOINT, frozen=True)
     prompts = held_out_prompts(HELD_OUT, 7)
     print(

@@ -1,9 +1,13 @@
-"""Weights that go back to the system when they are dropped.
+"""What glibc does with memory that is freed: of weights that a server drops, and of a training's passes.
 
 glibc keeps freed blocks of up to 32 MB for itself, among what else is in use, so that a server whose weights are
 replaced would hold on to most of the old ones for good. Blocks that were taken with the system's own pages are given
 back at once; taking all blocks so would cost every step of the engine a round of page faults. So only what is
 allocated while weights are loaded is.
+
+A training is the other way round: each pass takes what the one before has freed. glibc gives the end of its heap back
+as soon as that is large, and the next pass pays for every page again: with the 5.5 M model of `make bench-learning`
+three of four page faults were of this kind, and an update without them took an eighth less.
 """
 
 from __future__ import annotations
@@ -18,6 +22,15 @@ _M_MMAP_THRESHOLD: Final = -3
 _USUAL: Final = 32 << 20
 """glibc's largest own choice of the threshold, to which it comes soon in any process with large tensors."""
 _LOADING: Final = 256 << 10
+_NEVER: Final = -1
+
+
+def keep_freed_memory() -> None:
+    """Let this process, which will train and then end, keep what it frees. Does nothing without glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _USUAL)
+        mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from rlhf_core.errors import AttuneError
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks
 from rlhf_core.learning.training_state import TrainingState, has_state, load_state, save_state
+from rlhf_core.models.allocation import keep_freed_memory
 from rlhf_core.models.load import locate_model
 from rlhf_core.runs.journal import Journal
 from rlhf_core.runs.memory import require_memory
@@ -135,6 +136,7 @@ def open_run(command: str, options: argparse.Namespace, settings: msgspec.Struct
     asked = describe_run(
         command, options, settings, model=model, processes=devices.count, threads=torch.get_num_threads()
     )
+    keep_freed_memory()
     directory: Path = options.out
     record = _claim(directory, asked, devices, resume=options.resume)
     run = Run(directory, record, devices, options)
