@@ -8,6 +8,7 @@ one process, and nothing here costs anything.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -41,6 +42,10 @@ class Devices:
             )
         # Not Accelerator: that one fixes a precision for the whole life of the process.
         self._state = PartialState(cpu=on_cpu)
+        if self.count > 1:
+            # Left to the end of the interpreter, a thread of gloo's may outlive what it belongs to and abort a process
+            # that has done all its work.
+            atexit.register(self._state.destroy_process_group)
 
     @property
     def count(self) -> int:
