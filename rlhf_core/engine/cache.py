@@ -62,6 +62,11 @@ class SlotCache:
             self._layers[index] = CachedLayer(self._zeros(key), self._zeros(value))
         return self._layers[index]
 
+    def flat_rows(self, slots: Tensor, positions: Tensor, kv_heads: int) -> Tensor:
+        """slots and positions [N] -> [N * H_kv] rows of a layer's flat views, heads of one token together."""
+        heads = slots[:, None] * kv_heads + torch.arange(kv_heads, device=slots.device)
+        return (heads * self.max_context + positions[:, None]).flatten()
+
     def _zeros(self, like: Tensor) -> Tensor:
         shape = (self.slots, like.shape[-3], self.max_context, like.shape[-1])
         if like.device.type != "cpu":

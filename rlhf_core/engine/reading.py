@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlhf_core.engine.cache import CachedLayer, SlotCache
+from rlhf_core.models.attention import hidden_positions, seen_positions
 
 CALL_POSITIONS = 64
 """Positions of a row that can be read in about the time that one more call takes."""
@@ -73,7 +74,7 @@ class SlotStep:
         self._store(cached, key[0], value[0])
         decodes, reads = self._reaches(cached.kv_heads, window, query.dtype)
         rows = query[0].transpose(0, 1)
-        parts = [_decode(reach, rows, cached, scaling) for reach in decodes]
+        parts = [decode(reach, rows, cached, scaling) for reach in decodes]
         for span, reach in zip(self.spans, reads, strict=True):
             parts.append(_read(reach, query[:, :, span.row : span.row + span.length], cached, scaling))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
@@ -90,8 +91,7 @@ class SlotStep:
         """[n * H_kv] where the heads of the decode batch's tokens go in the flat views of a layer."""
         if kv_heads not in self._rows:
             count = len(self.lengths)
-            heads = self.slots[:count, None] * kv_heads + torch.arange(kv_heads, device=self.slots.device)
-            self._rows[kv_heads] = (heads * self.cache.max_context + self.positions[:count, None]).flatten()
+            self._rows[kv_heads] = self.cache.flat_rows(self.slots[:count], self.positions[:count], kv_heads)
         return self._rows[kv_heads]
 
     def _reaches(self, kv_heads: int, window: int | None, dtype: torch.dtype) -> tuple[list[Reach], list[Reach]]:
@@ -118,8 +118,7 @@ class SlotStep:
         """[last - first, H_kv, 1, end - start]; None when all these rows see start..end-1."""
         if all(bound == (start, end) for bound in bounds[first:last]):
             return None
-        seen = seen_positions(self.positions[first:last], start, end, window)
-        return hidden_positions(seen, dtype)[:, None, None].expand(-1, kv_heads, -1, -1).contiguous()
+        return hidden_from(self.positions[first:last], start, end, kv_heads, window, dtype)
 
     def _span_reach(self, span: SlotSpan, window: int | None, dtype: torch.dtype) -> Reach:
         """What a prompt part sees. `hidden` [length, end - start] is None when it is plainly causal."""
@@ -152,18 +151,15 @@ def runs(bounds: Sequence[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
     return found
 
 
-def seen_positions(positions: Tensor, start: int, end: int, window: int | None) -> Tensor:
-    """positions [N] -> bool [N, end - start], True where the token at a position sees start + column."""
-    columns = torch.arange(start, end, device=positions.device)
-    rows = positions[:, None]
-    return columns <= rows if window is None else (columns <= rows) & (columns > rows - window)
+def hidden_from(
+    positions: Tensor, start: int, end: int, kv_heads: int, window: int | None, dtype: torch.dtype
+) -> Tensor:
+    """`hidden` [N, H_kv, 1, end - start] of decode rows whose tokens stand at `positions` [N]."""
+    seen = seen_positions(positions, start, end, window)
+    return hidden_positions(seen, dtype)[:, None, None].expand(-1, kv_heads, -1, -1).contiguous()
 
 
-def hidden_positions(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-
-
-def _decode(reach: Reach, query: Tensor, cached: CachedLayer, scaling: float) -> Tensor:
+def decode(reach: Reach, query: Tensor, cached: CachedLayer, scaling: float) -> Tensor:
     """query [N, H, D], rows first..last-1 of it -> [last - first, H, D_value].
 
     Query heads that share a key head become the query length: no key is repeated.

@@ -15,10 +15,9 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from rlhf_core.engine.cache import SlotCache
-from rlhf_core.engine.reading import hidden_positions, seen_positions
+from rlhf_core.engine.reading import Reach, decode, hidden_from
 from rlhf_core.models.forward import Forward
 
 LEAST_READ: Final = 128
@@ -71,7 +70,8 @@ class PaddedStep:
     positions: Tensor
     """[N], of each row's token."""
     read: int
-    _hidden: dict[int | None, Tensor] = field(default_factory=dict)
+    _rows: dict[int, Tensor] = field(default_factory=dict)
+    _reaches: dict[tuple[int, int | None], Reach] = field(default_factory=dict)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None = None
@@ -81,25 +81,24 @@ class PaddedStep:
         With a window, the query at position i sees positions i-window+1..i.
         """
         cached = self.cache.layer(layer, key, value)
-        rows, kv_heads = query.shape[2], cached.kv_heads
-        heads = torch.arange(rows * kv_heads, device=query.device).view(rows, kv_heads)
-        cached.store_each(key[0], value[0], (heads * self.cache.max_context + self.positions[:, None]).flatten())
-        output = scaled_dot_product_attention(
-            query[0].transpose(0, 1).reshape(rows, kv_heads, query.shape[1] // kv_heads, -1),
-            cached.keys[:rows, :, : self.read],
-            cached.values[:rows, :, : self.read],
-            self._hidden_beyond(window, query.dtype),
-            scale=scaling,
-        )
-        return output.reshape(1, rows, query.shape[1], -1)
+        cached.store_each(key[0], value[0], self._flat_rows(cached.kv_heads))
+        reach = self._reach(cached.kv_heads, window, query.dtype)
+        return decode(reach, query[0].transpose(0, 1), cached, scaling).unsqueeze(0)
 
-    def _hidden_beyond(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[N, 1, 1, read], the same for every layer of that window."""
-        if window not in self._hidden:
+    def _flat_rows(self, kv_heads: int) -> Tensor:
+        if kv_heads not in self._rows:
+            slots = torch.arange(len(self.positions), device=self.positions.device)
+            self._rows[kv_heads] = self.cache.flat_rows(slots, self.positions, kv_heads)
+        return self._rows[kv_heads]
+
+    def _reach(self, kv_heads: int, window: int | None, dtype: torch.dtype) -> Reach:
+        """The same for every layer of those heads and that window."""
+        if (kv_heads, window) not in self._reaches:
             # A row without a sequence stands behind all that is read, and sees its end: a softmax over nothing is NaN.
-            seen = seen_positions(self.positions.clamp_max(self.read - 1), 0, self.read, window)
-            self._hidden[window] = hidden_positions(seen, dtype)[:, None, None]
-        return self._hidden[window]
+            within = self.positions.clamp_max(self.read - 1)
+            hidden = hidden_from(within, 0, self.read, kv_heads, window, dtype)
+            self._reaches[kv_heads, window] = Reach(0, len(self.positions), 0, self.read, hidden)
+        return self._reaches[kv_heads, window]
 
 
 class RecordedDecode:
@@ -123,13 +122,13 @@ class RecordedDecode:
         spare = rows - count
         filled = torch.tensor([token_ids + [0] * spare, positions + [self._cache.max_context - 1] * spare])
         if (rows, read) not in self._steps:
-            self._steps[rows, read] = self._recorded(filled.to(self._device), read)
+            self._steps[rows, read] = self._record_step(filled.to(self._device), read)
         else:
             self._steps[rows, read][0].copy_(filled)
         _, replay = self._steps[rows, read]
         return replay()[:count]
 
-    def _recorded(self, inputs: Tensor, read: int) -> tuple[Tensor, Replay]:
+    def _record_step(self, inputs: Tensor, read: int) -> tuple[Tensor, Replay]:
         def work() -> Tensor:
             step = PaddedStep(self._cache, inputs[1], read)
             return self._forward(inputs[0], inputs[1], None, step)

@@ -22,7 +22,8 @@ class StepSettings(Checked, frozen=True, kw_only=True):
     minibatch_size: Several = 32
     """Judgements, or sampled responses, per optimizer step."""
     microbatch_tokens: Count = 1024
-    """Tokens, padding included, of one forward and backward pass. Changes memory and speed, not the gradient."""
+    """Tokens of one forward and backward pass, with what attention pads. Changes memory and speed, not the
+    gradient."""
     learning_rate: NonNegative = 1e-6
     """AdamW's at its peak; falls linearly to 0. Too high and the policy forgets how to speak."""
     warmup_share: Share = 0.1

@@ -21,16 +21,13 @@ from rlhf_core.learning.analyse import TokenBatch, analyse
 from rlhf_core.learning.answer_logprobs import answer_logprobs, microbatches
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
-from rlhf_core.learning.policy_losses import dpo_losses, neutral_tie_threshold, sequence_sums
+from rlhf_core.learning.policy_losses import dpo_losses, hits, neutral_tie_threshold, sequence_sums
 from rlhf_core.learning.policy_steps import PolicySteps, alone, require_weights, run_steps, shuffled_minibatches
 from rlhf_core.models.trainable import Trainable
 from rlhf_core.records import PreferencePair, TokenIds
 
 SUMS = ("loss", "chosen", "rejected", "hits", "choices", "ties", "chosen_logprob", "rejected_logprob", "tokens")
 """What a minibatch adds up over its pairs, and over processes."""
-
-ALIKE = 1e-3
-"""Log ratios nearer than this, in nats, order nothing and count half in the accuracy: the order of a sum moves them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +138,11 @@ class PairLearner:
         torch.autograd.backward(loss)
         choice = ~tied
         lead = chosen_ratios - rejected_ratios
-        hits = (lead > ALIKE).double() + (lead.abs() <= ALIKE).double() / 2
         sums = {
             "loss": loss,
             "chosen": chosen_ratios[choice].sum(),
             "rejected": rejected_ratios[choice].sum(),
-            "hits": hits[choice].sum(),
+            "hits": hits(lead[choice]),
             "choices": choice.sum(),
             "ties": tied.sum(),
             "chosen_logprob": chosen[choice].sum(),

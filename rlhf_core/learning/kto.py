@@ -24,6 +24,7 @@ from rlhf_core.learning.hooks import Hooks, Metrics
 from rlhf_core.learning.policy_losses import (
     ThumbWeights,
     balanced_thumb_weights,
+    hits,
     kto_losses,
     mismatched_kl,
     sequence_sums,
@@ -170,7 +171,7 @@ class ThumbLearner:
             "down_ratio": ratios[~up].sum(),
             "ups": up.sum(),
             "downs": (~up).sum(),
-            "hits": ((ratios > reference_point) == up).sum(),
+            "hits": hits(torch.where(up, ratios - reference_point, reference_point - ratios)),
             "up_logprob": logprobs[up].sum(),
             "down_logprob": logprobs[~up].sum(),
             "tokens": batch.response_mask.sum(),

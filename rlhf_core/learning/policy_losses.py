@@ -18,10 +18,18 @@ from torch import Tensor
 
 from rlhf_core.learning.preference_losses import LEFT, TIE, pair_losses
 
+ALIKE = 1e-3
+"""Log ratios nearer than this, in nats, order nothing: the order of a sum moves them."""
+
 
 def sequence_sums(values: Tensor, response_mask: Tensor) -> Tensor:
     """`values` [B, R] summed over the True entries of `response_mask`: of logprobs, the logprob of a response [B]."""
     return torch.where(response_mask, values, torch.zeros_like(values)).sum(-1)
+
+
+def hits(leads: Tensor) -> Tensor:
+    """How many of the log ratios `leads` [B] are ahead of what they should beat, a scalar; those alike count half."""
+    return (leads > ALIKE).double().sum() + (leads.abs() <= ALIKE).double().sum() / 2
 
 
 def dpo_losses(

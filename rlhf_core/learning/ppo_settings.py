@@ -21,7 +21,7 @@ class PPOSettings(Checked, frozen=True, kw_only=True):
     minibatch_size: Count = 64
     """Responses per optimizer step."""
     microbatch_tokens: Count = 1024
-    """Tokens, padding included, of one forward and backward pass. Changes memory and speed, not the
+    """Tokens of one forward and backward pass, with what attention pads. Changes memory and speed, not the
     gradient."""
     sampler_slots: Count = 96
     """Responses that the engine decodes at once while sampling; each holds a slot of its KV cache."""

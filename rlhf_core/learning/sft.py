@@ -1,6 +1,6 @@
 """Supervised fine-tuning: teach a causal model the responses people demonstrated.
 
-Contract: every assistant turn of a conversation is a target, its end token included; padding and prompts are not
+Contract: every assistant turn of a conversation is a target, its end token included; prompts are not
 (unless the settings give prompts a weight); the loss is normalised by the weight of the whole minibatch over all
 processes, so neither cutting it into microbatches nor sharing it out changes a gradient. Dropout stays off, so a
 resumed run repeats to the bit and the trained model is the served one. Knows nothing of the desk, of checkpoints or
@@ -51,7 +51,7 @@ class SftProgress:
     learning_rate: float
     gradient_norm: float
     tokens: int
-    """Tokens read so far, padding not counted."""
+    """Tokens read so far."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,18 @@ class SlotAttention(Protocol):
         ...
 
 
+def seen_positions(positions: Tensor, start: int, end: int, window: int | None) -> Tensor:
+    """positions [N] -> bool [N, end - start], True where the token at a position sees start + column."""
+    columns = torch.arange(start, end, device=positions.device)
+    rows = positions[:, None]
+    return columns <= rows if window is None else (columns <= rows) & (columns > rows - window)
+
+
+def hidden_positions(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores: 0 where `seen`, -inf where not."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
 def register_attention() -> None:
     """Make `attn_implementation="attune_slots"` known to transformers. Safe to call again."""
     AttentionInterface.register(ATTENTION, slot_attention)

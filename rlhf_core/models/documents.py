@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlhf_core.errors import ModelError
-from rlhf_core.models.attention import ATTENTION, register_attention
+from rlhf_core.models.attention import ATTENTION, hidden_positions, register_attention, seen_positions
 
 SHARED: Final = 0
 """Branch of the tokens that every branch of their document sees."""
@@ -236,19 +236,14 @@ class Documents:
         """Added to the scores of a group, [1 or n, L, L]: 0 where a row sees a column, -inf where not."""
         if (at, window, dtype) not in self._masks:
             group = self._groups[at]
-            columns = torch.arange(group.width)
-            seen = columns <= columns[:, None]
-            if window is not None:
-                seen = seen & (columns > columns[:, None] - window)
-            seen = seen[None]
+            seen = seen_positions(torch.arange(group.width), 0, group.width, window)[None]
             if self.branches is not None:
                 parts = self.branches.cpu().split(list(self.lengths))
                 own = torch.nn.utils.rnn.pad_sequence([parts[number] for number in group.numbers], batch_first=True)
                 seen = seen & ((own[:, None] == SHARED) | (own[:, None] == own[:, :, None]))
                 # What stands behind the end sees at least itself: no row of the softmax is empty.
                 seen = seen | torch.eye(group.width, dtype=torch.bool)
-            hidden = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
-            self._masks[at, window, dtype] = hidden.to(self.device)
+            self._masks[at, window, dtype] = hidden_positions(seen, dtype).to(self.device)
         return self._masks[at, window, dtype]
 
 

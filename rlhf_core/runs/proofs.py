@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from rlhf_core.engine.agreement import own_logprobs
@@ -109,17 +110,19 @@ def _at_wrong_temperature(policy: LoadedPolicy, answers: Sequence[Answered]) -> 
 
 @torch.no_grad()
 def prove_batches(policy: LoadedPolicy) -> Iterator[Proof]:
-    """That what lies beside a document changes nothing that the model says of it."""
+    """That neither padding nor what lies beside a document changes what the model says of it."""
     documents = probe_documents(policy)
-    alone = [_alone(policy, each) for each in documents]
+    alone = [_plainly(policy, [each])[0] for each in documents]
+    padded = list(_plainly(policy, documents))
+    yield Proof("batches: padding changes logprobs by, nats", _furthest(alone, padded), ROUNDING)
+    yield Proof(
+        "  control: padding on the left, unmasked", _padded_left(policy, documents[0], alone[0]), ROUNDING, True
+    )
     whole = PackedBatch.of(documents, policy.model.device)
     as_one = whole._replace(documents=Documents([len(whole.token_ids)], policy.model.device))
     packed, leaked = (_cut(next_token_logprobs(policy.model, batch), documents) for batch in (whole, as_one))
     yield Proof("batches: packing changes logprobs by, nats", _furthest(alone, packed), ROUNDING)
     yield Proof("  control: attention across documents", _furthest(alone, leaked), ROUNDING, True)
-    yield Proof(
-        "  control: padding on the left, unmasked", _padded_left(policy, documents[0], alone[0]), ROUNDING, True
-    )
 
 
 def probe_documents(policy: LoadedPolicy) -> list[SftExample]:
@@ -135,11 +138,13 @@ def probe_documents(policy: LoadedPolicy) -> list[SftExample]:
     return documents
 
 
-def _alone(policy: LoadedPolicy, document: SftExample) -> Tensor:
-    """[L-1] logprobs by the model's own attention, called as usual."""
-    token_ids = torch.tensor([document.token_ids], device=policy.model.device)
-    logits = policy.model(input_ids=token_ids, use_cache=False).logits[0, :-1].float()
-    return logits.log_softmax(-1).gather(1, token_ids[0, 1:, None])[:, 0].cpu()
+def _plainly(policy: LoadedPolicy, documents: Sequence[SftExample]) -> Tensor:
+    """[documents, longest - 1] logprobs by the model's own attention, called as usual: padded on the right, masked."""
+    rows = [torch.tensor(each.token_ids) for each in documents]
+    token_ids = pad_sequence(rows, batch_first=True).to(policy.model.device)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(policy.model.device)
+    logits = policy.model(input_ids=token_ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+    return logits.log_softmax(-1).gather(2, token_ids[:, 1:, None])[..., 0].cpu()
 
 
 def _cut(logprobs: Tensor, documents: Sequence[SftExample]) -> list[Tensor]:

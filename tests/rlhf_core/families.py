@@ -99,6 +99,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }
 """Name to configuration. The weights are drawn wide, so that greedy choices are never near ties."""
 
+FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+"""Those that the fused forward computes."""
+
 
 def make_family(make_tiny_model: MakeTinyModel, directory: Path, config: Any, seed: int = 0) -> Path:
     """A random model of `config` in `directory`, with the tokenizer and the template of the tiny model."""

@@ -15,12 +15,11 @@ from rlhf_core.engine.engine import probe
 from rlhf_core.models.forward import PlainForward
 from rlhf_core.models.fused import FUSED, FusedForward
 from rlhf_core.models.load import LoadedPolicy, load_policy
+from tests.needs import needs_cuda
 from tests.rlhf_core.engine.generation import alone, engine, plain_logits, play, prompt, request
-from tests.rlhf_core.families import FAMILIES, WINDOW, make_family
+from tests.rlhf_core.families import FAMILIES, FUSED_FAMILIES, WINDOW, make_family
 
 MakeTinyModel = Callable[..., Path]
-
-FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 
 @pytest.fixture(
@@ -102,8 +101,7 @@ def test_in_bfloat16_the_engine_is_as_close_to_float32_as_the_model_itself(
     assert (stored - wanted).abs().mean() < 1.25 * (own - wanted).abs().mean() + 0.01
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_cuda
 @pytest.mark.parametrize("name", FAMILIES)
 def test_on_cuda_greedy_answers_equal_generation_alone(
     name: str, make_tiny_model: MakeTinyModel, tmp_path: Path

@@ -17,11 +17,11 @@ from rlhf_core.engine.cache import SlotCache
 from rlhf_core.engine.recorded import LEAST_READ, PaddedStep, RecordedDecode, Replay
 from rlhf_core.engine.runner import Runner
 from rlhf_core.models.load import LoadedPolicy, load_policy
+from tests.needs import needs_cuda
 from tests.rlhf_core.engine.generation import alone, engine, play, prompt, request
-from tests.rlhf_core.families import FAMILIES, make_family
+from tests.rlhf_core.families import FAMILIES, FUSED_FAMILIES, make_family
 
 MakeTinyModel = Callable[..., Path]
-FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 CPU = torch.device("cpu")
 
 
@@ -71,7 +71,8 @@ def test_a_step_is_recorded_once_for_its_size(policy: LoadedPolicy, monkeypatch:
 def test_a_row_without_a_sequence_sees_something_whatever_is_read() -> None:
     positions = torch.tensor([3, 255])
     for window in (None, 16):
-        hidden = PaddedStep(SlotCache(2, 256), positions, 128)._hidden_beyond(window, torch.float32)
+        hidden = PaddedStep(SlotCache(2, 256), positions, 128)._reach(2, window, torch.float32).hidden
+        assert hidden is not None
         # A softmax over nothing is NaN, and would be stored as a key.
         assert (hidden == 0).any(dim=-1).all()
         assert (hidden[0, 0, 0] == 0).nonzero()[:, 0].tolist() == [0, 1, 2, 3]
@@ -122,8 +123,7 @@ def test_transformers_own_modules_are_not_recorded(make_tiny_model: MakeTinyMode
     assert Runner(policy, slots=2, max_context=32, record=run_again)._recorded is None
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_cuda
 @pytest.mark.parametrize("name", FUSED_FAMILIES)
 def test_on_cuda_graphs_answer_as_generation_alone_on_both_policies_of_a_swap(
     name: str, make_tiny_model: MakeTinyModel, tmp_path: Path
