@@ -87,8 +87,8 @@ def response_states(model: PreTrainedModel, batch: TokenBatch) -> ResponseStates
     # The last token of a row predicts nothing that counts.
     lengths = batch.prompt_lengths + batch.response_mask.sum(-1) - 1
     inputs = batch.input_ids[torch.arange(batch.input_ids.shape[1], device=lengths.device) < lengths[:, None]]
-    states = run_documents(model.base_model, inputs, Documents(lengths.tolist(), inputs.device))
-    hidden = states.index_select(0, (lengths.cumsum(0) - lengths)[row] + column)
+    wanted = ((lengths.cumsum(0) - lengths)[row] + column).to(inputs.device)
+    hidden = run_documents(model.base_model, inputs, Documents(lengths.tolist(), inputs.device), wanted)
     return ResponseStates(hidden, batch.input_ids[row, column + 1], (row, offset))
 
 

@@ -54,7 +54,7 @@ def wanted_logprobs(model: PreTrainedModel, batch: PackedBatch, wanted: Tensor) 
     """
     if not _has_plain_head(model):
         return next_token_logprobs(model, batch)[wanted]
-    hidden = run_documents(model.base_model, batch.token_ids, batch.documents)[:-1][wanted]
+    hidden = run_documents(model.base_model, batch.token_ids, batch.documents, wanted.nonzero()[:, 0])
     head = model.get_output_embeddings()
     logprobs, _ = head_logprobs(head, hidden, batch.token_ids[1:][wanted], 1.0, with_entropy=False)
     return logprobs

@@ -38,6 +38,12 @@ class SlotAttention(Protocol):
         ...
 
 
+def refuse_dropout(module: torch.nn.Module, dropout: float) -> None:
+    """Raise ModelError for attention that drops out anything."""
+    if dropout:
+        raise ModelError(f"{type(module).__name__} drops out {dropout:g} of its attention: it is in training mode")
+
+
 def seen_positions(positions: Tensor, start: int, end: int, window: int | None) -> Tensor:
     """positions [N] -> bool [N, end - start], True where the token at a position sees start + column."""
     columns = torch.arange(start, end, device=positions.device)
@@ -77,8 +83,7 @@ def slot_attention(
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ModelError(f"{type(module).__name__} uses {name} in its attention, which cannot be served")
-    if dropout:
-        raise ModelError(f"{type(module).__name__} drops out {dropout:g} of its attention: it is in training mode")
+    refuse_dropout(module, dropout)
     layer: Any = module.layer_idx
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     return slots.attend(layer, query, key, value, scale, sliding_window), None

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.attention import ATTENTION, hidden_positions, register_attention, seen_positions
+from rlhf_core.models.trunk import WRITTEN, run_trunk
 
 SHARED: Final = 0
 """Branch of the tokens that every branch of their document sees."""
@@ -38,19 +39,22 @@ def use_documents(model: Any) -> None:
         raise ModelError(f"{type(model).__name__} does not let its attention be replaced")
 
 
-def run_documents(trunk: Any, token_ids: Tensor, documents: Documents) -> Tensor:
-    """Last hidden states [N, D] of token_ids [N], the documents' tokens one after another.
+def run_documents(trunk: Any, token_ids: Tensor, documents: Documents, wanted: Tensor | None = None) -> Tensor:
+    """Last hidden states [K, D] of the tokens `wanted` [K] (long) among token_ids [N], the documents' tokens one after
+    another; of all N for None.
 
     `trunk` is a transformers decoder without its head. Raises ModelError when it keeps its own attention.
     """
+    if type(trunk).__name__ in WRITTEN:
+        _require_told(trunk)
+        return run_trunk(trunk, token_ids, documents.positions, documents, wanted)
     states: Tensor = trunk(**document_inputs(trunk, token_ids, documents)).last_hidden_state[0]
-    return states
+    return states if wanted is None else states.index_select(0, wanted)
 
 
 def document_inputs(model: Any, token_ids: Tensor, documents: Documents) -> dict[str, Any]:
     """What a transformers model is called with, with its head or without. Raises ModelError like `run_documents`."""
-    if model.config._attn_implementation != ATTENTION:
-        raise ModelError(f"{type(model).__name__} has not been told to read documents end to end")
+    _require_told(model)
     return {
         "input_ids": token_ids[None],
         "position_ids": documents.positions[None],
@@ -59,6 +63,11 @@ def document_inputs(model: Any, token_ids: Tensor, documents: Documents) -> dict
         "use_cache": False,
         "slots": documents,
     }
+
+
+def _require_told(model: Any) -> None:
+    if model.config._attn_implementation != ATTENTION:
+        raise ModelError(f"{type(model).__name__} has not been told to read documents end to end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +149,6 @@ class Documents:
             return self.columns
         return torch.cat([_positions(part) for part in self.branches.cpu().split(list(self.lengths))]).to(self.device)
 
-    def padded(self, rows: Tensor) -> Tensor:
-        """rows [N, D] -> [documents, longest, D], in their order. What stands behind an end is some row or other."""
-        places = self._in_rows
-        taken: Tensor = _Take.apply(rows, places.taken, places.back, None)
-        return taken.view(len(self.lengths), -1, rows.shape[-1])
-
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None = None
     ) -> Tensor:
@@ -203,23 +206,18 @@ class Documents:
         scores.view(n, heads, width, width).add_(self._hidden(at, window, query.dtype)[:, None])
         return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(n, heads, width, -1)
 
-    @property
-    def _in_rows(self) -> _Places:
-        """All documents in one group, in their order."""
-        return self._find_places([_Group(list(range(len(self.lengths))), max(self.lengths))], 1)
-
     def _places(self, heads: int) -> _Places:
         if heads not in self._known:
-            self._known[heads] = self._find_places(self._groups, heads)
+            self._known[heads] = self._find_places(heads)
         return self._known[heads]
 
-    def _find_places(self, groups: Sequence[_Group], heads: int) -> _Places:
+    def _find_places(self, heads: int) -> _Places:
         starts, total = [0], sum(self.lengths)
         for length in self.lengths:
             starts.append(starts[-1] + length)
         each = torch.arange(heads)
         back, taken, blank, base = torch.empty(total, heads, dtype=torch.long), [], [], 0
-        for group in groups:
+        for group in self._groups:
             lengths = torch.tensor([self.lengths[number] for number in group.numbers])
             first = torch.tensor([starts[number] for number in group.numbers])
             columns = torch.arange(group.width)

@@ -134,14 +134,13 @@ class FusedForward:
     def _attend(self, index: int, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, slots: SlotAttention) -> Tensor:
         rows, heads, kv_heads = x.shape[0], self._heads, self._kv_heads
         qkv = layer.qkv(x).view(rows, heads + 2 * kv_heads, self._size)
-        rotated, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        heads_in, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
         if layer.query_norm is not None and layer.key_norm is not None:
-            query, key = layer.query_norm(rotated[:, :heads]), layer.key_norm(rotated[:, heads:])
-            rotated = torch.cat([query, key], dim=1)
+            query, key = layer.query_norm(heads_in[:, :heads]), layer.key_norm(heads_in[:, heads:])
+            heads_in = torch.cat([query, key], dim=1)
         if layer.rotary:
-            # rotate_half(x) * sin, with the sign moved into the table.
-            rotated = torch.addcmul(rotated * cos, rotated.roll(self._size // 2, -1), sin)
-        turned = rotated.to(value.dtype).transpose(0, 1).unsqueeze(0)
+            heads_in = rotated(heads_in, cos, sin)
+        turned = heads_in.to(value.dtype).transpose(0, 1).unsqueeze(0)
         query, key = turned[:, :heads], turned[:, heads:]
         attended = slots.attend(
             index, query, key, value.transpose(0, 1).unsqueeze(0), self._scaling, window=layer.window
@@ -161,7 +160,7 @@ def _layer(block: Any, path: str, part: Part) -> Layer:
         query_norm=RMSNorm(attention.q_norm) if hasattr(attention, "q_norm") else None,
         key_norm=RMSNorm(attention.k_norm) if hasattr(attention, "k_norm") else None,
         rotary=bool(getattr(attention, "use_rope", True)),
-        window=_window(attention),
+        window=attention_window(attention),
         output=_projection(attention, f"{path}self_attn.", ("o_proj",), part),
         mlp_norm=RMSNorm(block.post_attention_layernorm),
         gate_up=_projection(mlp, f"{path}mlp.", GATE_UP, part),
@@ -177,7 +176,12 @@ def _projection(parent: Any, path: str, names: tuple[str, ...], part: Part) -> P
     )
 
 
-def _window(attention: Any) -> int | None:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x cos + rotate_half(x) sin (Su et al. 2104.09864), the sign moved into `sin`. x [N, H, D], tables [N, 1, D]."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def attention_window(attention: Any) -> int | None:
     """Sliding window of a layer in tokens. Mistral's is the configuration's, for every layer."""
     window = getattr(attention, "sliding_window", None)
     if type(attention).__name__ == "MistralAttention":

@@ -35,12 +35,10 @@ class AnswerBatch(NamedTuple):
     """[N] long, the documents one after another."""
     documents: Documents
     """Which of them belong together, and what they see."""
-    rows: Tensor
-    """[B] long: the document of each response."""
-    starts: Tensor
-    """[B] long: its first column in the document ..."""
-    ends: Tensor
-    """[B] long: ... and the one after its last."""
+    said: Tensor
+    """[S] long: where the responses' tokens stand in `token_ids`, one response after another."""
+    lengths: Tensor
+    """[B] long, tokens of each response."""
 
     @classmethod
     def of(cls, answers: Sequence[PromptResponse], device: torch.device) -> AnswerBatch:
@@ -53,19 +51,16 @@ class AnswerBatch(NamedTuple):
         groups."""
         if not all(prompt and responses and all(responses) for prompt, responses in groups):
             raise ValueError("an empty prompt or response cannot be scored")
-        spans = [(row, *span) for row, group in enumerate(groups) for span in _spans(group)]
-        rows, starts, ends = torch.tensor(spans, device=device).view(-1, 3).unbind(1)
         tokens = [token for prompt, responses in groups for part in (prompt, *responses) for token in part]
-        branches = None
-        if len(spans) > len(groups):
-            branches = torch.tensor([branch for group in groups for branch in _branches(group)])
-        lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses in groups]
-        return cls(torch.tensor(tokens, device=device), Documents(lengths, device, branches), rows, starts, ends)
-
-    @property
-    def lengths(self) -> Tensor:
-        """[B] long, tokens of each response."""
-        return self.ends - self.starts
+        branches = torch.tensor([branch for group in groups for branch in _branches(group)])
+        lengths = [len(response) for _, responses in groups for response in responses]
+        documents = Documents(
+            [len(prompt) + sum(map(len, responses)) for prompt, responses in groups],
+            device,
+            branches if len(lengths) > len(groups) else None,
+        )
+        said = (branches != SHARED).nonzero()[:, 0].to(device)
+        return cls(torch.tensor(tokens, device=device), documents, said, torch.tensor(lengths, device=device))
 
 
 class RewardModel(nn.Module):
@@ -149,22 +144,20 @@ class RewardModel(nn.Module):
         return functional.softplus(self.tie_u)
 
     def hidden(self, batch: AnswerBatch) -> Tensor:
-        """The trunk's last hidden states [R, T, D], a row per document. This is what may run under autocast."""
-        return batch.documents.padded(run_documents(self.trunk, batch.token_ids, batch.documents))
+        """The trunk's last hidden states [S, D] of the responses' tokens. This is what may run under autocast."""
+        return run_documents(self.trunk, batch.token_ids, batch.documents, batch.said)
 
     def read(self, hidden: Tensor, batch: AnswerBatch) -> Tensor:
         """What the heads read, [B, W] with W = 2 D: mean over the response, then last token, in float32.
 
         The last token alone tells less from few judgements: the mean keeps words that were said early.
         """
-        position = torch.arange(hidden.shape[1], device=hidden.device)
-        said = (position >= batch.starts[:, None]) & (position < batch.ends[:, None])
-        shares = said.float() / batch.lengths[:, None]
-        states = hidden.float()[batch.rows]
+        states, ends = hidden.float(), batch.lengths.cumsum(0)
+        at = torch.arange(len(states), device=hidden.device)
+        own = (at < ends[:, None]) & (at >= (ends - batch.lengths)[:, None])
         with torch.autocast(hidden.device.type, enabled=False):
-            mean = torch.bmm(shares[:, None], states).squeeze(1)
-        last = states[torch.arange(len(states), device=hidden.device), batch.ends - 1]
-        return torch.cat([mean, last], dim=1)
+            mean = (own / batch.lengths[:, None]) @ states
+        return torch.cat([mean, states[ends - 1]], dim=1)
 
     def features(self, batch: AnswerBatch) -> Tensor:
         """`read` of `hidden`, [B, W]."""
@@ -215,16 +208,6 @@ _NEUTRAL = {
     "length_slope": 0.0,
     "log_length_mean": 0.0,
 }
-
-
-def _spans(group: AnswerGroup) -> list[tuple[int, int]]:
-    """First and one-past-last column of each response of a row."""
-    at = len(group[0])
-    spans = []
-    for response in group[1]:
-        spans.append((at, at + len(response)))
-        at += len(response)
-    return spans
 
 
 def _branches(group: AnswerGroup) -> list[int]:

@@ -156,7 +156,7 @@ def test_a_prompt_with_an_answer_of_another_row_never_exceeds_the_context(tmp_pa
     long_prompt = thumb((30, 31), "up", range(5, 17))
     long_answer = thumb(range(40, 53), "down", (20, 21))
     trainee = make_trainable(short_of_room)
-    trainee.model.base_model.register_forward_pre_hook(
+    trainee.model.base_model.rotary_emb.register_forward_pre_hook(
         lambda _module, arguments, named: counting(*arguments, **named), with_kwargs=True
     )
     train_kto(trainee, [long_prompt, long_answer], msgspec.structs.replace(SMALL, epochs=1), 0)

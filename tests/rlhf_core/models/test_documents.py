@@ -98,15 +98,17 @@ def test_in_bfloat16_it_is_as_close_as_the_models_own_attention(make_tiny_model:
     assert 0 < ours < 1.25 * theirs
 
 
-def test_rows_are_laid_out_document_by_document_and_their_gradients_come_back() -> None:
-    rows = torch.arange(6.0)[:, None].requires_grad_()
-    padded = Documents((1, 3, 2), CPU).padded(rows)
-    assert padded.shape == (3, 3, 1)
-    assert padded[1, :, 0].tolist() == [1.0, 2.0, 3.0]
-    assert (padded[0, 0, 0].item(), padded[2, :2, 0].tolist()) == (0.0, [4.0, 5.0])
-    (padded[0, 0] + 2 * padded[1].sum() + 3 * padded[2, 1]).sum().backward()
-    assert rows.grad is not None
-    assert rows.grad[:, 0].tolist() == [1.0, 2.0, 2.0, 2.0, 0.0, 3.0]
+def test_states_that_are_wanted_are_those_of_all_and_learn_as_they_do(policy: LoadedPolicy) -> None:
+    trunk, written = policy.model.base_model, torch.cat(texts(LENGTHS))
+    wanted = torch.tensor([3, 7, 40, 41, 100, len(written) - 1])
+    states = run_documents(trunk, written, Documents(LENGTHS, CPU))[wanted]
+    weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
+    (states * weights).sum().backward()
+    expected = gradients(trunk)
+    alone = run_documents(trunk, written, Documents(LENGTHS, CPU), wanted)
+    (alone * weights).sum().backward()
+    torch.testing.assert_close(alone, states, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(gradients(trunk), expected, atol=2e-4 * float(expected.abs().max()), rtol=1e-3)
 
 
 def test_a_model_that_keeps_its_own_attention_is_refused_until_told(

@@ -24,14 +24,13 @@ def test_a_batch_holds_documents_end_to_end_and_where_each_response_is() -> None
     batch = AnswerBatch.of([((5, 6), (7,)), ((8,), (9, 10, 11))], torch.device("cpu"))
     assert batch.token_ids.tolist() == [5, 6, 7, 8, 9, 10, 11]
     assert batch.documents.positions.tolist() == [0, 1, 2, 0, 1, 2, 3]
-    assert (batch.rows.tolist(), batch.starts.tolist(), batch.ends.tolist()) == ([0, 1], [2, 1], [3, 4])
-    assert batch.lengths.tolist() == [1, 3]
+    assert (batch.said.tolist(), batch.lengths.tolist()) == ([2, 4, 5, 6], [1, 3])
 
 
 def test_responses_that_share_a_prompt_continue_its_positions() -> None:
     batch = AnswerBatch.of_groups([((5, 6), ((7,), (8, 9)))], torch.device("cpu"))
     assert batch.token_ids.tolist() == [5, 6, 7, 8, 9]
-    assert (batch.rows.tolist(), batch.starts.tolist(), batch.ends.tolist()) == ([0, 0], [2, 3], [3, 5])
+    assert (batch.said.tolist(), batch.lengths.tolist()) == ([2, 3, 4], [1, 2])
     assert batch.documents.positions.tolist() == [0, 1, 2, 2, 3]
 
 

@@ -116,12 +116,13 @@ def test_a_shared_prompt_gives_the_loss_of_two_rows(trunk_dir: Path) -> None:
 
 def test_a_trunk_that_ignores_positions_does_not_share_prompts(trunk_dir: Path) -> None:
     model = RewardModel(load_trunk(trunk_dir))
-    forward = model.trunk.forward
+    rotary = model.trunk.rotary_emb
+    forward = rotary.forward
 
-    def deaf(*, input_ids: torch.Tensor, **_said: object) -> object:
-        return forward(input_ids=input_ids, use_cache=False)
+    def deaf(hidden: torch.Tensor, position_ids: torch.Tensor) -> object:
+        return forward(hidden, torch.arange(position_ids.shape[1])[None])
 
-    model.trunk.forward = deaf
+    rotary.forward = deaf
     assert not share_prompts(model, data())
 
 
