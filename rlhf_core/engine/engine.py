@@ -245,7 +245,8 @@ class Engine:
         return Runner(policy, slots=self._max_running, max_context=self.max_context)
 
     def generate(self, requests: Iterable[GenerationRequest]) -> list[Sequence]:
-        """Run requests to their ends, in their order. For an engine that nobody else is waiting for.
+        """Run requests to their ends, in their order. For an engine that nobody else is waiting for: the memory of keys
+        and values is given back until the next ones come, since whoever samples to train needs it in between.
 
         Raises ModelError when one of them failed.
         """
@@ -257,6 +258,8 @@ class Engine:
             for output in self.step():
                 if output.sequence.status == "failed":
                     raise ModelError(output.sequence.error)
+        for runner in self._runners.values():
+            runner.rest()
         return sequences
 
 

@@ -59,6 +59,11 @@ class Runner:
             self._recorded = None
             return None
 
+    def rest(self) -> None:
+        """Give the memory of keys and values back; nothing is running. Not where steps are recorded over it."""
+        if self._recorded is None:
+            self.cache.clear()
+
     def clear(self) -> None:
         """Forget keys and values, in particular what is not finite."""
         self.cache.clear()

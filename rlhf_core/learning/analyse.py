@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf_core.errors import ModelError
-from rlhf_core.learning.losses import token_entropy, token_logprobs
+from rlhf_core.learning.losses import token_entropy, token_logprobs, token_logprobs_and_entropy
 from rlhf_core.models.documents import Documents, run_documents
 from rlhf_core.models.value import ValueHead
 from rlhf_core.records import TokenIds
@@ -139,10 +139,10 @@ def head_logprobs(
 
     def read(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(states)
+        if with_entropy and not entropy_learns:
+            return token_logprobs_and_entropy(logits, token_ids, temperature)
         logprobs = token_logprobs(logits, token_ids, temperature)
-        if not with_entropy:
-            return logprobs, torch.zeros_like(logprobs)
-        return logprobs, token_entropy(logits if entropy_learns else logits.detach(), temperature)
+        return logprobs, token_entropy(logits, temperature) if with_entropy else torch.zeros_like(logprobs)
 
     chunk = max(1, logits_at_once // next(head.parameters()).shape[0])
     if hidden.shape[0] <= chunk:

@@ -6,11 +6,15 @@ microbatches then add up to exactly the minibatch's gradient, however it was cut
 response tokens, V vocabulary.
 """
 
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+ENTROPY_ROWS: Final = 64
+"""Tokens whose entropy is summed at a time."""
 
 
 class PolicyLoss(NamedTuple):
@@ -41,7 +45,46 @@ class ValueLoss(NamedTuple):
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) -> Tensor:
     """log-softmax(logits / temperature) [N] at `token_ids` [N], from `logits` [N, V], in float32 or wider."""
-    return -functional.cross_entropy(_scaled(logits, temperature), token_ids, reduction="none")
+    logprobs: Tensor
+    logprobs, _ = _Chosen.apply(logits, token_ids, temperature, False)
+    return logprobs
+
+
+def token_logprobs_and_entropy(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`token_logprobs` and `token_entropy`, the second without a gradient, for little more than the first alone."""
+    logprobs, entropy = _Chosen.apply(logits, token_ids, temperature, True)
+    return logprobs, entropy
+
+
+class _Chosen(torch.autograd.Function):
+    """Logprobs of chosen tokens, and entropy on request, with one tensor of the size of the logits kept.
+
+    With p = softmax(z / T): d log p_i / d z_j = ([i = j] - p_j) / T.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, token_ids: Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        every = functional.log_softmax(_scaled(logits, temperature), dim=-1)
+        ctx.save_for_backward(every, token_ids)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        chosen = every.gather(-1, token_ids[:, None])[:, 0]
+        entropy = torch.zeros_like(chosen)
+        if with_entropy:
+            # A few rows at a time: this stands at the height of a pass, when all else is kept for the gradient.
+            for rows, into in zip(every.split(ENTROPY_ROWS), entropy.split(ENTROPY_ROWS), strict=True):
+                into.copy_(rows.exp().mul_(rows).sum(-1)).neg_()
+        ctx.mark_non_differentiable(entropy)
+        return chosen, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        every, token_ids = ctx.saved_tensors
+        each = gradient[:, None] / ctx.temperature
+        to_logits = every.exp().mul_(-each).scatter_add_(-1, token_ids[:, None], each)
+        return to_logits.to(ctx.dtype), None, None, None
 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:

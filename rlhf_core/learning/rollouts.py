@@ -24,6 +24,7 @@ from rlhf_core.errors import TrainingError
 from rlhf_core.learning.advantages import gae, shape_scores, token_rewards, whiten_advantages, whiten_rewards
 from rlhf_core.learning.analyse import Analysis, TokenBatch, analyse
 from rlhf_core.learning.ppo_settings import PPOSettings
+from rlhf_core.models.allocation import give_freed_memory_back
 from rlhf_core.models.documents import Documents
 from rlhf_core.models.value import ValueHead
 from rlhf_core.records import FinishReason, Sampling, TokenIds
@@ -103,6 +104,7 @@ def sample(
         GenerationRequest(request_id=f"rollout-{at}", prompt_token_ids=prompt, sampling=own, decode_text=False)
         for at, (prompt, own) in enumerate(zip(prompts, each, strict=True))
     ]
+    give_freed_memory_back()
     sequences = engine.generate(requests)
     return [
         SampledResponse(prompt, tuple(one.token_ids), tuple(one.logprobs), one.finish_reason == "stop")

@@ -72,10 +72,19 @@ def test_sampled_logprobs_are_those_of_a_plain_forward(policy: LoadedPolicy) -> 
 
 def test_the_cache_takes_the_bytes_that_the_policy_says(policy: LoadedPolicy) -> None:
     subject = engine(policy)
-    subject.generate([request("r", (9, 8, 7), max_tokens=2)])
+    subject.submit(request("r", (9, 8, 7), max_tokens=2))
+    subject.step()
     (runner,) = subject._runners.values()
     # 4 slots of 128 tokens each.
     assert runner.cache.bytes == 4 * 128 * policy.kv_bytes_per_token > 0
+
+
+def test_who_runs_requests_to_their_ends_holds_no_cache_after_them(policy: LoadedPolicy) -> None:
+    subject = engine(policy)
+    first, again = (subject.generate([request("r", (9, 8, 7), max_tokens=9)])[0].token_ids for _ in range(2))
+    (runner,) = subject._runners.values()
+    assert runner.cache.bytes == 0
+    assert first == again
 
 
 def test_every_family_passes_the_probe(policy: LoadedPolicy) -> None:

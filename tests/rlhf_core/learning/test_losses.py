@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from rlhf_core.learning.losses import (
+    ENTROPY_ROWS,
     ppo_policy_loss,
     ppo_value_loss,
     token_entropy,
     token_logprobs,
+    token_logprobs_and_entropy,
     token_mean,
 )
 
@@ -38,6 +40,27 @@ def test_entropy_is_that_of_the_whole_distribution() -> None:
     torch.testing.assert_close(
         token_entropy(torch.tensor([[2.0, 0.0]]), 2.0), torch.tensor([0.58220]), atol=1e-5, rtol=0
     )
+
+
+def test_entropy_beside_logprobs_is_the_entropy_and_has_no_gradient() -> None:
+    logits = torch.randn(2 * ENTROPY_ROWS + 3, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    token_ids = torch.arange(len(logits)) % 7
+    logprobs, entropy = token_logprobs_and_entropy(logits, token_ids, 0.7)
+    torch.testing.assert_close(logprobs, token_logprobs(logits, token_ids, 0.7))
+    torch.testing.assert_close(entropy, token_entropy(logits.detach(), 0.7))
+    assert logprobs.requires_grad
+    assert not entropy.requires_grad
+
+
+def test_the_gradient_of_half_precision_logits_is_rounded_once() -> None:
+    exact = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    half = exact.to(torch.bfloat16).requires_grad_()
+    wide = half.detach().float().requires_grad_()
+    for logits in (half, wide):
+        token_logprobs(logits, torch.full((4,), 2)).sum().backward()
+    assert half.grad is not None
+    assert wide.grad is not None
+    assert torch.equal(half.grad, wide.grad.to(torch.bfloat16))
 
 
 def test_the_clipped_surrogate_matches_the_worked_vector() -> None:
