@@ -58,7 +58,7 @@ def lora(directory: Path, devices: Devices, updates: int) -> Metrics:
     def good_words(_prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> Tensor:
         return torch.tensor([sum(one < task.GOOD_WORDS for one in each) / len(each) for each in responses])
 
-    settings = equal_work(updates=updates, epochs=2, max_new_tokens=64)
+    settings = equal_work(updates=updates, epochs=2, max_new_tokens=64, microbatch_tokens=512)
     return _rates(_train(trainee, good_words, settings, 64, devices))
 
 
