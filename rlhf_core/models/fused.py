@@ -95,7 +95,7 @@ class FusedForward:
         layers = enumerate(model.model.layers)
         self._layers = [_layer(block, f"model.layers.{index}.", part) for index, block in layers]
         self._head = _projection(model, "", ("lm_head",), part)
-        self._cos, self._sin = _rotary_tables(model, max_context, self._size)
+        self._cos, self._sin = rotary_tables(model.model, torch.arange(max_context, device=model.device))
 
     def adapted(self, adapter: Adapter) -> FusedForward:
         """The same weights with an adapter's terms beside them; shares every tensor."""
@@ -189,11 +189,10 @@ def attention_window(attention: Any) -> int | None:
     return window
 
 
-def _rotary_tables(model: Any, max_context: int, size: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [max_context, 1, D] for each position; sin negated in the first half (see `_attend`)."""
-    positions = torch.arange(max_context, device=model.device)[None]
+def rotary_tables(trunk: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [N, 1, D] for positions [N]; sin negated in the first half (see `rotated`)."""
     with torch.no_grad():
-        cos, sin = model.model.rotary_emb(model.model.embed_tokens.weight[:1], positions)
+        cos, sin = trunk.rotary_emb(trunk.embed_tokens.weight[:1], position_ids=positions[None])
     sin = sin[0].clone()
-    sin[:, : size // 2].neg_()
+    sin[:, : sin.shape[-1] // 2].neg_()
     return cos[0].unsqueeze(1), sin.unsqueeze(1)

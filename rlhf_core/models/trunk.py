@@ -7,7 +7,6 @@ called), for the families in `WRITTEN`. Attention is given. What serving runs in
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 import torch
@@ -17,7 +16,7 @@ from torch.linalg import vector_norm
 from torch.nn.functional import silu
 
 from rlhf_core.models.attention import SlotAttention, refuse_dropout
-from rlhf_core.models.fused import FUSED, attention_window, rotated
+from rlhf_core.models.fused import FUSED, attention_window, rotary_tables, rotated
 
 WRITTEN: Final = frozenset(name.replace("ForCausalLM", "Model") for name in FUSED)
 
@@ -27,9 +26,7 @@ def run_trunk(
 ) -> Tensor:
     """token_ids and positions [N] -> last hidden states [K, D] of the rows `wanted` [K], of all N for None."""
     hidden = trunk.embed_tokens(token_ids)
-    cos, sin = (table[0, :, None] for table in trunk.rotary_emb(hidden[None], position_ids=positions[None]))
-    # The sign of rotate_half moves into the table.
-    sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], dim=-1)
+    cos, sin = rotary_tables(trunk, positions)
     last = len(trunk.layers) - 1
     for index, layer in enumerate(trunk.layers):
         attended = _attend(index, layer.self_attn, _norm(layer.input_layernorm, hidden), cos, sin, slots)
@@ -82,23 +79,21 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        size = x.shape[-1]
-        root = torch.hypot(vector_norm(x, dim=-1, keepdim=True), x.new_tensor(math.sqrt(size * epsilon)))
-        root.mul_(size**-0.5)
-        ctx.save_for_backward(x, weight, root)
-        return (x / root).mul_(weight)
+        inverse = vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight, root = ctx.saved_tensors
+        x, weight, inverse = ctx.saved_tensors
         both = (gradient * x).view(-1, x.shape[-1])
         to_weight = to_input = None
         if ctx.needs_input_grad[1]:
-            to_weight = root.reciprocal().view(1, -1).mm(both)[0]
+            to_weight = inverse.view(1, -1).mm(both)[0]
         if ctx.needs_input_grad[0]:
-            share = both.mv(weight).view(root.shape) / root.pow(3).mul_(-x.shape[-1])
-            to_input = (gradient * weight).div_(root).addcmul_(x, share)
+            share = both.mv(weight).view(inverse.shape).mul_(inverse).mul_(inverse).div_(-x.shape[-1])
+            to_input = (gradient * weight).addcmul_(x, share).mul_(inverse)
         return to_input, to_weight, None
 
 

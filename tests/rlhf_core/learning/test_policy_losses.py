@@ -17,6 +17,7 @@ from rlhf_core.learning.losses import ppo_policy_loss
 from rlhf_core.learning.policy_losses import (
     balanced_thumb_weights,
     dpo_losses,
+    hits,
     group_advantages,
     kto_losses,
     leave_one_out_advantages,
@@ -252,3 +253,7 @@ def test_huge_log_ratios_give_finite_losses() -> None:
     huge, tied = torch.tensor([1e5, -1e5]), torch.tensor([False, True])
     assert dpo_losses(huge, -huge, tied, torch.tensor(0.5), kl_coef=1.0, label_smoothing=0.1).isfinite().all()
     assert kto_losses(huge, ~tied, torch.tensor(0.0), kl_coef=1.0, up_weight=1.0, down_weight=1.0).isfinite().all()
+
+
+def test_leads_that_are_alike_count_half() -> None:
+    assert float(hits(torch.tensor([1.0, 5e-4, 0.0, -5e-4, -1.0]))) == 2.5
