@@ -17,8 +17,8 @@ from rlhf_core.learning.losses import ppo_policy_loss
 from rlhf_core.learning.policy_losses import (
     balanced_thumb_weights,
     dpo_losses,
-    hits,
     group_advantages,
+    hits,
     kto_losses,
     leave_one_out_advantages,
     mismatched_kl,
