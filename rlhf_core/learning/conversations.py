@@ -97,6 +97,8 @@ def mark_turns(
         answer = answer_tokens(tokenizer, prompt, whole, ends, what=f"answer {turn}")
         response_mask += [False] * (len(prompt) - len(token_ids)) + [True] * len(answer)
         token_ids = [*prompt, *answer]
+    if len(token_ids) < 2:
+        raise TrainingError(f"a conversation of the token {token_ids[0]} alone has none to predict it from")
     return SftExample(tuple(token_ids), tuple(response_mask))
 
 

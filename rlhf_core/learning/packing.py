@@ -32,32 +32,35 @@ Doc = TypeVar("Doc", bound=Document)
 
 
 class PackedBatch(NamedTuple):
-    """N tokens of documents, one after another."""
+    """N tokens of documents, one document after another, and the token that follows each.
+
+    The last token of a document is not read: it is only predicted.
+    """
 
     token_ids: Tensor
     """[N] long."""
+    targets: Tensor
+    """[N] long."""
     response_mask: Tensor
-    """[N] bool, True counts."""
+    """[N] bool, True where the target counts."""
     documents: Documents
 
     @classmethod
     def of(cls, documents: Sequence[Document], device: torch.device) -> PackedBatch:
-        token_ids = [token_id for each in documents for token_id in each.token_ids]
-        response_mask = [counts for each in documents for counts in each.response_mask]
-        lengths = [len(each.token_ids) for each in documents]
+        """Raises ValueError for a document of fewer than two tokens."""
+        token_ids = [token_id for each in documents for token_id in each.token_ids[:-1]]
+        targets = [token_id for each in documents for token_id in each.token_ids[1:]]
+        response_mask = [counts for each in documents for counts in each.response_mask[1:]]
         return cls(
             torch.tensor(token_ids, device=device),
+            torch.tensor(targets, device=device),
             torch.tensor(response_mask, device=device),
-            Documents(lengths, device),
+            Documents([len(each.token_ids) - 1 for each in documents], device),
         )
 
     def weights(self, prompt_weight: float) -> Tensor:
-        """Loss weight [N-1] of each token but the first: 1 in a response, `prompt_weight` in a prompt.
-
-        A document's first token has weight 0: what stands before it belongs to another document.
-        """
-        weights = torch.where(self.response_mask, 1.0, prompt_weight)
-        return weights.masked_fill_(self.documents.columns == 0, 0.0)[1:]
+        """Loss weight [N] of each target: 1 in a response, `prompt_weight` in a prompt."""
+        return torch.where(self.response_mask, 1.0, prompt_weight)
 
 
 def pack_first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:

@@ -37,18 +37,18 @@ def add_gradients(
         with devices.autocast():
             logprobs = wanted_logprobs(model, batch, wanted)
         torch.autograd.backward(-(logprobs * weights[wanted]).sum() / total_weight)
-        response_loss -= float((logprobs.detach() * batch.response_mask[1:][wanted]).sum())
+        response_loss -= float((logprobs.detach() * batch.response_mask[wanted]).sum())
     return response_loss
 
 
 def next_token_logprobs(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """Float32 logprob [N-1] of each token but the first, given the tokens of its document before it."""
-    logits = model(**document_inputs(model, batch.token_ids, batch.documents)).logits[0, :-1]
-    return -functional.cross_entropy(logits.float(), batch.token_ids[1:], reduction="none")
+    """Float32 logprob [N] of each target, given the tokens of its document before it."""
+    logits = model(**document_inputs(model, batch.token_ids, batch.documents)).logits[0]
+    return -functional.cross_entropy(logits.float(), batch.targets, reduction="none")
 
 
 def wanted_logprobs(model: PreTrainedModel, batch: PackedBatch, wanted: Tensor) -> Tensor:
-    """The entries of `next_token_logprobs` where `wanted` [N-1] is True.
+    """The entries of `next_token_logprobs` where `wanted` [N] is True.
 
     Only those positions reach the language-model head, in chunks, unless the model changes its logits after it.
     """
@@ -56,7 +56,7 @@ def wanted_logprobs(model: PreTrainedModel, batch: PackedBatch, wanted: Tensor) 
         return next_token_logprobs(model, batch)[wanted]
     hidden = run_documents(model.base_model, batch.token_ids, batch.documents, wanted.nonzero()[:, 0])
     head = model.get_output_embeddings()
-    logprobs, _ = head_logprobs(head, hidden, batch.token_ids[1:][wanted], 1.0, with_entropy=False)
+    logprobs, _ = head_logprobs(head, hidden, batch.targets[wanted], 1.0, with_entropy=False)
     return logprobs
 
 

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.attention import ATTENTION, hidden_positions, register_attention, seen_positions
+from rlhf_core.models.masked_attention import masked_attention
 from rlhf_core.models.trunk import WRITTEN, run_trunk
 
 SHARED: Final = 0
@@ -24,7 +25,7 @@ SHARED: Final = 0
 SIMILAR: Final = 0.7
 """A document this much shorter than the longest of a group is put into another: its padding costs more than that."""
 PRODUCT_TOKENS: Final = 192
-"""Documents up to which two batched products are faster on a CPU than the fused kernel, by a third for short ones."""
+"""Length of documents up to which `masked_attention` is faster on a CPU than the fused kernel."""
 
 
 def use_documents(model: Any) -> None:
@@ -138,15 +139,10 @@ class Documents:
         return sum(len(group.numbers) * group.width for group in self._groups)
 
     @property
-    def columns(self) -> Tensor:
-        """[N] long: each token's place in its document."""
-        return torch.cat([torch.arange(length) for length in self.lengths]).to(self.device)
-
-    @property
     def positions(self) -> Tensor:
         """[N] long: what the model is told of each token's place."""
         if self.branches is None:
-            return self.columns
+            return torch.cat([torch.arange(length) for length in self.lengths]).to(self.device)
         return torch.cat([_positions(part) for part in self.branches.cpu().split(list(self.lengths))]).to(self.device)
 
     def attend(
@@ -179,7 +175,7 @@ class Documents:
         """x [1, H, N, D] -> for each group rows of its [documents, H, width]."""
         heads = x.shape[1]
         places = self._places(heads)
-        rows = x[0].transpose(0, 1).reshape(-1, x.shape[-1])
+        rows = x.squeeze(0).transpose(0, 1).reshape(-1, x.shape[-1])
         taken: Tensor = _Take.apply(rows, places.taken, places.back, None)
         return taken.split([len(group.numbers) * heads * group.width for group in self._groups])
 
@@ -187,8 +183,7 @@ class Documents:
         self, at: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
     ) -> Tensor:
         """query [n, H, L, D], key and value [n, H_kv, L, D] -> [n, H, L, D_value]."""
-        n, heads, width, _ = query.shape
-        kv_heads = key.shape[1]
+        heads, width, kv_heads = query.shape[1], query.shape[2], key.shape[1]
         # In half precision the kernel rounds less: it keeps the scores in single.
         exact = query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type)
         if width > PRODUCT_TOKENS or query.is_cuda or not exact:
@@ -200,11 +195,7 @@ class Documents:
             return scaled_dot_product_attention(
                 query, key, value, mask, is_causal=causal, scale=scaling, enable_gqa=key.shape[1] != heads
             )
-        # Query heads that share a key head become the query length: no key is repeated.
-        rows, columns = query.reshape(n * kv_heads, -1, query.shape[-1]), key.flatten(0, 1).transpose(1, 2)
-        scores = torch.baddbmm(rows.new_zeros(()), rows, columns, beta=0, alpha=scaling)
-        scores.view(n, heads, width, width).add_(self._hidden(at, window, query.dtype)[:, None])
-        return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(n, heads, width, -1)
+        return masked_attention(query, key, value, self._hidden(at, window, query.dtype)[:, None], scaling)
 
     def _places(self, heads: int) -> _Places:
         if heads not in self._known:

@@ -1,5 +1,5 @@
-"""The forward pass of Llama-like trunks, written out for training: norms, gates and rotations in fewer passes over
-memory, and the last layer's feed-forward only where its output is read.
+"""The forward pass of Llama-like trunks, written out for training: norms and rotations in fewer passes over memory, and
+the last layer's feed-forward only where its output is read.
 
 Computes what the transformers model computes, from its own modules (so whatever was put into their place, LoRA say, is
 called), for the families in `WRITTEN`. Attention is given. What serving runs instead is in fused.py.
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.linalg import vector_norm
-from torch.nn.functional import silu
 
 from rlhf_core.models.attention import SlotAttention, refuse_dropout
 from rlhf_core.models.fused import FUSED, attention_window, rotary_tables, rotated
@@ -33,7 +32,7 @@ def run_trunk(
         if index == last and wanted is not None:
             attended, hidden = attended.index_select(0, wanted), hidden.index_select(0, wanted)
         hidden = hidden + layer.self_attn.o_proj(attended)
-        hidden = hidden + _feed_forward(layer.mlp, _norm(layer.post_attention_layernorm, hidden))
+        hidden = hidden + layer.mlp(_norm(layer.post_attention_layernorm, hidden))
     return _norm(trunk.norm, hidden)
 
 
@@ -51,16 +50,6 @@ def _attend(index: int, attention: Any, x: Tensor, cos: Tensor, sin: Tensor, slo
     query, key, value = (each.transpose(0, 1)[None] for each in (query, key, value))
     attended = slots.attend(index, query, key, value, attention.scaling, window=attention_window(attention))
     return attended.reshape(x.shape[0], -1)
-
-
-def _feed_forward(mlp: Any, x: Tensor) -> Tensor:
-    gate, up = mlp.gate_proj(x), mlp.up_proj(x)
-    if isinstance(mlp.act_fn, torch.nn.SiLU):
-        gated: Tensor = _SwiGLU.apply(gate, up)
-    else:
-        gated = mlp.act_fn(gate) * up
-    down: Tensor = mlp.down_proj(gated)
-    return down
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
@@ -87,7 +76,7 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
-        both = (gradient * x).view(-1, x.shape[-1])
+        both = (gradient * x).reshape(-1, x.shape[-1])
         to_weight = to_input = None
         if ctx.needs_input_grad[1]:
             to_weight = inverse.view(1, -1).mm(both)[0]
@@ -95,19 +84,3 @@ class _RMSNorm(torch.autograd.Function):
             share = both.mv(weight).view(inverse.shape).mul_(inverse).mul_(inverse).div_(-x.shape[-1])
             to_input = (gradient * weight).addcmul_(x, share).mul_(inverse)
         return to_input, to_weight, None
-
-
-class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up (Shazeer 2002.05202), which keeps nothing but its inputs."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return silu(gate).mul_(up)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        to_gate = torch.ops.aten.silu_backward(gradient * up, gate)
-        return to_gate, silu(gate).mul_(gradient)

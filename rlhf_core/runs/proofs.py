@@ -120,7 +120,8 @@ def prove_batches(policy: LoadedPolicy) -> Iterator[Proof]:
     )
     whole = PackedBatch.of(documents, policy.model.device)
     as_one = whole._replace(documents=Documents([len(whole.token_ids)], policy.model.device))
-    packed, leaked = (_cut(next_token_logprobs(policy.model, batch), documents) for batch in (whole, as_one))
+    predicted = [len(each.token_ids) - 1 for each in documents]
+    packed, leaked = (next_token_logprobs(policy.model, batch).cpu().split(predicted) for batch in (whole, as_one))
     yield Proof("batches: packing changes logprobs by, nats", _furthest(alone, packed), ROUNDING)
     yield Proof("  control: attention across documents", _furthest(alone, leaked), ROUNDING, True)
 
@@ -145,12 +146,6 @@ def _plainly(policy: LoadedPolicy, documents: Sequence[SftExample]) -> Tensor:
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(policy.model.device)
     logits = policy.model(input_ids=token_ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
     return logits.log_softmax(-1).gather(2, token_ids[:, 1:, None])[..., 0].cpu()
-
-
-def _cut(logprobs: Tensor, documents: Sequence[SftExample]) -> list[Tensor]:
-    """Those of each document but of its first token; `logprobs` begin with the second of the first document."""
-    lengths = [len(each.token_ids) for each in documents]
-    return [each[1:] for each in torch.cat([logprobs[:1], logprobs]).cpu().split(lengths)]
 
 
 def _padded_left(policy: LoadedPolicy, document: SftExample, alone: Tensor) -> float:

@@ -37,17 +37,23 @@ def test_documents_lie_end_to_end_and_positions_restart() -> None:
     first = SftExample((7, 8, 9), (False, True, True))
     second = SftExample((5, 6), (False, True))
     batch = PackedBatch.of([first, second], torch.device("cpu"))
-    assert batch.token_ids.tolist() == [7, 8, 9, 5, 6]
-    assert batch.documents.positions.tolist() == [0, 1, 2, 0, 1]
-    assert batch.response_mask.tolist() == [False, True, True, False, True]
+    # A document's last token is only predicted.
+    assert batch.token_ids.tolist() == [7, 8, 5]
+    assert batch.targets.tolist() == [8, 9, 6]
+    assert batch.documents.positions.tolist() == [0, 1, 0]
+    assert batch.response_mask.tolist() == [True, True, True]
 
 
-def test_weights_leave_out_first_tokens() -> None:
-    # tokens 4 | 1 2 then 5 | 6; a weight for each token but the first of all
+def test_a_document_that_predicts_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        PackedBatch.of(documents(3, 1), torch.device("cpu"))
+
+
+def test_targets_in_a_prompt_weigh_what_is_said_and_those_in_a_response_one() -> None:
     first, second = SftExample((4, 1, 2), (False, True, True)), SftExample((5, 9, 6), (False, False, True))
     batch = PackedBatch.of([first, second], torch.device("cpu"))
-    assert batch.weights(0.25).tolist() == [1, 1, 0, 0.25, 1]
-    assert batch.weights(0.0).tolist() == [1, 1, 0, 0, 1]
+    assert batch.weights(0.25).tolist() == [1, 1, 0.25, 1]
+    assert batch.weights(0.0).tolist() == [1, 1, 0, 1]
 
 
 def test_batches_are_cut_before_they_hold_too_many_tokens() -> None:

@@ -106,17 +106,24 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: PreTrained
         encode_conversation(rewriting, CONVERSATION)
 
 
+def test_an_answer_that_nothing_stands_before_and_that_says_nothing_is_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = "{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(TrainingError, match=f"of the token {tokenizer.eos_token_id} alone"):
+        encode_conversation(bare, [CONVERSATION[0], {"role": "assistant", "content": ""}])
+
+
 def test_packed_logprobs_equal_those_of_each_document_alone() -> None:
     model = tiny_model()
     packed = next_token_logprobs(model, PackedBatch.of(EXAMPLES, CPU))
-    start = 0
-    for each in EXAMPLES:
-        length = len(each.token_ids)
+    rows = packed.split([len(each.token_ids) - 1 for each in EXAMPLES])
+    for each, row in zip(EXAMPLES, rows, strict=True):
         # No packing: the model's own causal attention over one document.
         logits = model(input_ids=torch.tensor([each.token_ids])).logits[0, :-1]
         alone = logits.log_softmax(-1).gather(1, torch.tensor(each.token_ids)[1:, None])[:, 0]
-        torch.testing.assert_close(packed[start : start + length - 1], alone, atol=1e-5, rtol=0)
-        start += length
+        torch.testing.assert_close(row, alone, atol=1e-5, rtol=0)
 
 
 def test_how_documents_are_put_together_changes_neither_loss_nor_gradient() -> None:
@@ -225,9 +232,8 @@ def test_settings_that_cannot_train_are_refused_by_name_and_value() -> None:
 def test_attention_that_let_documents_see_each_other_would_be_noticed() -> None:
     model = tiny_model()
     batch = PackedBatch.of(EXAMPLES, CPU)
-    as_one = batch._replace(documents=Documents([22], CPU))
-    counted = batch.weights(1.0) > 0
-    leaked, right = (next_token_logprobs(model, each)[counted] for each in (as_one, batch))
+    as_one = batch._replace(documents=Documents([len(batch.token_ids)], CPU))
+    leaked, right = (next_token_logprobs(model, each) for each in (as_one, batch))
     assert (leaked - right).abs().max() > 1e-2
 
 

@@ -12,7 +12,7 @@ import transformers
 from rlhf_core.errors import ModelError
 from rlhf_core.models.documents import Documents, run_documents
 from rlhf_core.models.load import load_policy
-from rlhf_core.models.trunk import WRITTEN, _RMSNorm, _SwiGLU, run_trunk
+from rlhf_core.models.trunk import WRITTEN, _RMSNorm, run_trunk
 from tests.rlhf_core.families import DECODER, make_family
 
 MakeTinyModel = Callable[..., Path]
@@ -36,10 +36,6 @@ def test_the_gradient_of_a_norm(shape: tuple[int, ...]) -> None:
     assert torch.autograd.gradcheck(lambda x, w: _RMSNorm.apply(x, w, 1e-3), (rows(*shape), rows(6, seed=2)))
 
 
-def test_the_gradient_of_a_gate() -> None:
-    assert torch.autograd.gradcheck(_SwiGLU.apply, (rows(4, 6), rows(4, 6, seed=2)))
-
-
 def test_frozen_weights_get_no_gradient(make_tiny_model: MakeTinyModel, tmp_path: Path) -> None:
     trunk = load_policy(make_family(make_tiny_model, tmp_path, transformers.LlamaConfig(**DECODER))).model.base_model
     assert type(trunk).__name__ in WRITTEN
@@ -49,15 +45,6 @@ def test_frozen_weights_get_no_gradient(make_tiny_model: MakeTinyModel, tmp_path
     assert learning.grad is not None
     assert learning.grad.abs().sum() > 0
     assert [each for each in trunk.parameters() if each.grad is not None] == [learning]
-
-
-def test_another_activation_is_the_models_own(make_tiny_model: MakeTinyModel, tmp_path: Path) -> None:
-    config = transformers.LlamaConfig(**DECODER, hidden_act="gelu")
-    trunk = load_policy(make_family(make_tiny_model, tmp_path, config)).model.base_model
-    with torch.no_grad():
-        states = run_documents(trunk, TOKENS, Documents([5], CPU))
-        expected = trunk(input_ids=TOKENS[None], use_cache=False).last_hidden_state[0]
-    torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_attention_that_drops_out_is_refused(make_tiny_model: MakeTinyModel, tmp_path: Path) -> None:
