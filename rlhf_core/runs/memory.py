@@ -20,6 +20,7 @@ from rlhf_core.engine.memory import available_memory, count_parameters, in_words
 from rlhf_core.errors import ModelError
 from rlhf_core.learning.analyse import LOGITS_AT_ONCE
 from rlhf_core.models.documents import PRODUCT_TOKENS
+from rlhf_core.models.fused import FUSED
 from rlhf_core.models.lora import is_adapter
 from rlhf_core.models.placement import choose_device
 from rlhf_core.runs.options import read_lora
@@ -28,12 +29,15 @@ from rlhf_core.runs.record import models_beside
 PROGRAM: Final = 400 << 20
 """Python, torch and transformers, before any model."""
 FLOAT: Final = 4
-LAYER_WIDTHS: Final = 12
-"""Vectors of the model's width that a layer keeps for its backward pass, per token: norms, projections, residuals."""
-MLP_WIDTHS: Final = 4
-"""The same, of the width inside the MLP."""
-LOGIT_COPIES: Final = 4
-"""Logits, their float32 and softmax copies, and their gradient."""
+KEPT: Final = (14, 8)
+"""Vectors that a layer keeps for its backward pass, per token: of the model's width (norms, projections, residuals) and
+of the width inside the MLP, where an activation may be made of several operations."""
+KEPT_WRITTEN: Final = (8, 4)
+"""The same, of the families whose training forward is written out (models/trunk.py)."""
+LOGIT_COPIES: Final = 2
+"""Their logprobs, and one that passes: the logits themselves, or their gradient."""
+SAMPLING: Final = 56 << 20
+"""What sampling leaves between a training's blocks, beside its logits and its cache."""
 BYTES_PER_TOKEN: Final = 3
 """Of text in a data file: fewer than English has, so that tokens are not undercounted."""
 TEMPLATE_TOKENS: Final = 32
@@ -97,6 +101,7 @@ def estimate_memory(
         "logits": LOGIT_COPIES * FLOAT * min(LOGITS_AT_ONCE, tokens * sizes.vocab_size)
         if command in WITH_LOGITS
         else 0,
+        "sampling": SAMPLING + slots * sizes.vocab_size * FLOAT if "sampler_slots" in numbers else 0,
         "KV cache": slots * min(answer, sizes.max_context) * sizes.kv_per_token if "sampler_slots" in numbers else 0,
         "data": data // BYTES_PER_TOKEN * EXAMPLE_BYTES,
     }
@@ -164,7 +169,8 @@ def _per_token(config: Any, row: int, *, trains: bool) -> int:
     `row` is the length of the longest document: a token of one that is not long keeps the weights of its attention.
     """
     inner = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    layer = (LAYER_WIDTHS * int(config.hidden_size) + MLP_WIDTHS * inner) * FLOAT
+    outer_vectors, inner_vectors = KEPT_WRITTEN if FUSED.intersection(config.architectures or ()) else KEPT
+    layer = (outer_vectors * int(config.hidden_size) + inner_vectors * inner) * FLOAT
     layers = int(config.num_hidden_layers) if trains else 2
     weights = int(config.num_attention_heads) * min(row, PRODUCT_TOKENS) * FLOAT
     return (layer + weights) * layers

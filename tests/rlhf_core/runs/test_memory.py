@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,8 +41,6 @@ def estimate_of(command: str, given: list[str]) -> MemoryNeed:
 @pytest.fixture(scope="module")
 def model(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """9.6 million parameters, so that the model weighs against the program."""
-    import shutil
-
     directory = tmp_path_factory.mktemp("larger") / "model"
     shutil.copytree(tiny_model_dir, directory)
     config = LlamaConfig(
@@ -69,6 +69,16 @@ def test_the_estimate_is_within_a_factor_of_one_and_a_half_of_a_real_peak(model:
     assert done.returncode == 0, done.stderr
     peak = int(done.stdout)
     assert need.total / 1.5 < peak < need.total * 1.5, f"{need.total / 2**20:.0f} MiB, and it took {peak / 2**20:.0f}"
+
+
+def test_a_family_that_runs_the_models_own_modules_keeps_more_of_a_pass(model: Path, tmp_path: Path) -> None:
+    data = demonstrations(tmp_path / "data.jsonl", 120)
+    given = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "run")]
+    written = estimate(given).parts["activations"]
+    settings = json.loads((model / "config.json").read_text())
+    other = shutil.copytree(model, tmp_path / "other")
+    (other / "config.json").write_text(json.dumps(settings | {"architectures": ["GraniteForCausalLM"]}))
+    assert estimate(["--model", str(other), *given[2:]]).parts["activations"] > 1.5 * written
 
 
 def test_lora_needs_no_moments_of_the_frozen_weights(model: Path, tmp_path: Path) -> None:
