@@ -21,14 +21,13 @@ from rlhf_core.learning.conversations import encode_conversations
 from rlhf_core.learning.devices import Compute, Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
 from rlhf_core.learning.ppo import ScoreFunction, train_ppo
-from rlhf_core.learning.ppo_metrics import peak_memory
 from rlhf_core.learning.ppo_settings import PPOSettings
 from rlhf_core.learning.reward.evaluation import score
 from rlhf_core.learning.reward.settings import RewardSettings
 from rlhf_core.learning.reward.training import load_trunk, train_reward_model
 from rlhf_core.learning.sft import train_supervised
 from rlhf_core.learning.sft_settings import SftSettings
-from rlhf_core.models.allocation import keep_freed_memory
+from rlhf_core.models.allocation import keep_freed_memory, peak_of_process
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.models.load import load_policy
 from rlhf_core.models.lora_settings import LoraSettings
@@ -172,7 +171,7 @@ KINDS: dict[str, Callable[[Path, Devices, int], Metrics]] = {"ppo": ppo, "lora":
 def main(kind: str, directory: str, compute: Compute, updates: int) -> None:
     keep_freed_memory()  # as every process of ours that trains does
     found = KINDS[kind](Path(directory), Devices(compute, device="cpu"), updates)
-    print(json.dumps(found | {"peak_mb": peak_memory(torch.device("cpu")) / 2**20}))
+    print(json.dumps(found | {"peak_mb": peak_of_process() / 2**20}))
 
 
 if __name__ == "__main__":

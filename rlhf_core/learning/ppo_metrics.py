@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from types import MappingProxyType
@@ -19,6 +17,7 @@ from rlhf_core.learning.masked import masked_mean, masked_var
 from rlhf_core.learning.ppo_settings import PPOSettings
 from rlhf_core.learning.ppo_stop import STOPS
 from rlhf_core.learning.rollouts import Rollouts, measuring_groups, padding_fraction
+from rlhf_core.models.allocation import peak_of_process
 
 Metrics = dict[str, float]
 MinibatchStats = dict[str, float]
@@ -173,8 +172,7 @@ def peak_memory(device: torch.device) -> float:
     """Bytes; see METRICS."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
-    # Kilobytes on Linux, bytes on macOS.
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+    return float(peak_of_process())
 
 
 def _numbers(tensors: Mapping[str, Tensor]) -> Metrics:

@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import resource
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 _M_TRIM_THRESHOLD: Final = -1
@@ -24,6 +27,17 @@ _USUAL: Final = 32 << 20
 """glibc's largest own choice of the threshold, to which it comes soon in any process with large tensors."""
 _LOADING: Final = 256 << 10
 _NEVER: Final = -1
+_STATUS: Final = Path("/proc/self/status")
+
+
+def peak_of_process() -> int:
+    """Most bytes that this process has held at a time."""
+    if _STATUS.exists():
+        # What getrusage says there includes the peak of the program that started this one.
+        peak = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) * 1024
+    # Kilobytes elsewhere, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_freed_memory() -> None:

@@ -87,3 +87,16 @@ def test_a_training_pays_for_its_pages_once_and_gives_them_back_when_asked() -> 
     kept, given_back = passes("kept"), passes("given back")
     assert 4 * kept[0] < given_back[0]
     assert kept[1] > 128 > given_back[1]
+
+
+PEAK = "from rlhf_core.models.allocation import peak_of_process; print(peak_of_process())"
+STARTER = f"""
+import subprocess, sys
+held = b"x" * (1 << 30)
+print(subprocess.run([sys.executable, "-c", {PEAK!r}], capture_output=True, text=True, check=True).stdout)
+"""
+
+
+def test_the_peak_of_a_program_is_its_own_and_not_that_of_the_one_which_started_it() -> None:
+    ended = subprocess.run([sys.executable, "-c", STARTER], capture_output=True, text=True, check=True, timeout=120)
+    assert 4 << 20 < int(ended.stdout) < 512 << 20

@@ -21,10 +21,11 @@ ROOT = Path(__file__).resolve().parents[3]
 PARAMETERS = 8192 * 256 * 2 + 6 * (256 * 256 * 4 + 256 * 704 * 3 + 2 * 256) + 256
 """Of the model below: two embeddings, and of every layer four projections, three of the MLP and two norms."""
 MEASURE = """
-import resource, sys
+import sys
 from rlhf_core.cli import main
+from rlhf_core.models.allocation import peak_of_process
 status = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_of_process())
 sys.exit(status)
 """
 
