@@ -17,6 +17,10 @@ RECENT = 32
 """Steps with prompt tokens that are looked at."""
 NEWEST = 0.2
 """Weight of the newest step without."""
+LATELY = 500
+"""Steps without prompt tokens after which what one of them took is old: the machine may be another by then."""
+CHEAPEST = 8
+"""One part in so many is put down to luck. The next cheapest says what beginning takes: others were held up besides."""
 LEAST_TOKENS = 8
 STEEPEST = 3.0
 """How many times what a token seems to cost, beginning included, it may cost less: noise can hide a line's slope, and a
@@ -30,8 +34,9 @@ class Pacing:
 
     def __init__(self, most_tokens: int) -> None:
         self._most_tokens = most_tokens
-        self._plain: dict[int, float] = {}
-        """Running answers to the seconds of a step that reads no prompt."""
+        self._plain: dict[int, tuple[float, int]] = {}
+        """Running answers to the seconds of a step that reads no prompt, and to the number of the last such step."""
+        self._plain_steps = 0
         self._mixed: deque[tuple[int, float]] = deque(maxlen=RECENT)
         """Prompt tokens of a step, and the seconds that they added."""
         self._token: float | None = None
@@ -51,24 +56,31 @@ class Pacing:
         if prompt_tokens:
             self._mixed.append((prompt_tokens, max(0.0, seconds - self._step(decoding))))
         else:
-            before = self._plain.get(decoding, seconds)
-            self._plain[decoding] = before + NEWEST * (seconds - before)
+            before, _ = self._plain.get(decoding, (seconds, 0))
+            self._plain_steps += 1
+            self._plain[decoding] = before + NEWEST * (seconds - before), self._plain_steps
 
     def _step(self, decoding: int) -> float:
-        """Seconds without a prompt: the least that was measured of so many answers or more, as fewer cost no more.
+        """Seconds without a prompt: the least that was measured lately of so many answers or more, as fewer cost no
+        more.
 
         Too little where only fewer were ever measured. What is missing then counts as the beginning of a part, which
         costs pace but stops nothing.
         """
         if not decoding or not self._plain:
             return 0.0
-        as_many = [seconds for count, seconds in self._plain.items() if count >= decoding]
-        return min(as_many) if as_many else self._plain[max(self._plain)]
+        as_many = [measured for count, measured in self._plain.items() if count >= decoding]
+        if not as_many:
+            return self._plain[max(self._plain)][0]
+        lately = max(number for _, number in as_many) - LATELY
+        return min(seconds for seconds, number in as_many if number > lately)
 
     def _reading(self) -> tuple[float, float]:
-        """Seconds of beginning a part, and of each of its tokens: the line of least squares, neither below zero.
+        """Seconds of beginning a part, and of each of its tokens, neither below zero.
 
-        Parts that are all of a size do not tell the two apart: then a token costs what it did before.
+        A token costs what the line of least squares says. Parts that are all of a size do not tell: then it costs what
+        it did before. The beginning is what is left of the cheaper parts, since steps that something else made slow
+        would pass for a dear beginning, which makes parts large.
         """
         count = len(self._mixed)
         tokens = sum(size for size, _ in self._mixed) / count
@@ -79,4 +91,5 @@ class Pacing:
             rise = sum((size - tokens) * (added - seconds) for size, added in self._mixed) / count
             self._token = max(rise / spread, through_zero / STEEPEST)
         token = min(self._token or through_zero, through_zero)
-        return seconds - token * tokens, token
+        beginnings = sorted(added - token * size for size, added in self._mixed)
+        return max(0.0, beginnings[count // CHEAPEST]), token
