@@ -22,8 +22,8 @@ kept, before = [], resident()
 for _ in range(3):
     with returned_when_dropped() if sys.argv[1] == "returned" else nullcontext():
         weights = [torch.ones(1 << 18) for _ in range(64)]
-    # What is allocated among weights stays, and holds on to the heap below it.
-    kept += [torch.ones(1 << 10)]
+    # What is allocated among weights stays, and holds on to the heap below it: too large for a hole further down.
+    kept += [torch.ones(1 << 16)]
 del weights
 print(resident() - before)
 """

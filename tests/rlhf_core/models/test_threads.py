@@ -67,25 +67,27 @@ def test_it_rests_longer_than_it_works() -> None:
     assert REST_SECONDS >= 2 * WORK_SECONDS
 
 
-def threads_of_this_process() -> int:
-    return len(list(Path("/proc/self/task").iterdir()))
+def threads_of_this_process() -> set[str]:
+    return {task.name for task in Path("/proc/self/task").iterdir()}
 
 
 def test_a_passing_thread_takes_the_helpers_of_its_computation_with_it() -> None:
-    def compute() -> int:
+    def compute() -> set[str]:
         torch.set_num_threads(2)
         torch.randn(512, 512) @ torch.randn(512, 512)
         torch.randn(1 << 20).exp()
         return threads_of_this_process()
 
-    before, threads = threads_of_this_process(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     try:
-        # Itself and the helper of its two.
-        assert in_passing_thread(compute) == before + 2
+        in_passing_thread(compute)  # the first computation of a process starts what stays
+        before = threads_of_this_process()
+        # Itself and the helper of its two. Threads of earlier tests may end meanwhile.
+        assert len(in_passing_thread(compute) - before) == 2
         until = time.monotonic() + 10
-        while threads_of_this_process() > before and time.monotonic() < until:
+        while threads_of_this_process() - before and time.monotonic() < until:
             time.sleep(0.01)
-        assert threads_of_this_process() == before
+        assert threads_of_this_process() <= before
     finally:
         torch.set_num_threads(threads)
 
