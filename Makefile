@@ -13,6 +13,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(BIN)/python -m rlhf_core.engine.warm
 	@touch $(STAMP)
 
 up: $(STAMP)  ## everything, on this machine: API, UI, worker, beat, embedded Redis

@@ -24,7 +24,7 @@ from rlhf_core.models.allocation import returned_when_dropped
 from rlhf_core.models.finite import require_finite
 from rlhf_core.models.load import LoadedPolicy, fetch_model, load_policy, probe_prompts
 from rlhf_core.models.lora import is_adapter
-from rlhf_core.models.placement import Device, Precision, choose_device, choose_dtype
+from rlhf_core.models.placement import Device, Precision, choose_device, choose_dtype, packing_helps
 from rlhf_core.records import PolicyVersion
 from rlhf_core.settings import Settings
 from rlhf_core.store.policies import PolicyStore
@@ -104,20 +104,21 @@ def source_for_machine(settings: Settings, live: PolicyVersion) -> PolicySource:
     if is_adapter(directory):
         directory = base_of(directory)
     device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
     plain, packed = (
         plan_memory(
             directory,
             max_running=settings.max_running,
             max_context=settings.max_context,
             prefix_cache_tokens=settings.prefix_cache_tokens,
-            dtype=choose_dtype(settings.dtype, device),
+            dtype=dtype,
             packed=packed,
         )
         for packed in (False, True)
     )
     available = available_memory(device)
     # The packed copy is for speed alone: it must leave room for trainings beside the server.
-    pack = device.type == "cpu" and packed.total <= available / 2
+    pack = packing_helps(dtype, device) and packed.total <= available / 2
     plan = packed if pack else plain
     check_fits(plan, available)
     structlog.get_logger().info("memory", plan=str(plan), available_gib=round(available / 2**30, 2), packed=pack)

@@ -10,15 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlhf_core.engine.cache import CachedLayer, SlotCache
-from rlhf_core.models.attention import hidden_positions, seen_positions
+from rlhf_core.models import kernels
+from rlhf_core.models.attention import Rotation, hidden_positions, seen_positions
 
 CALL_POSITIONS = 64
 """Positions of a row that can be read in about the time that one more call takes."""
+NO_TABLE = np.zeros((0, 1), dtype=np.float32)
+FEW_TOKENS = 64
+"""Of a prompt's part, up to which each is read by itself: products of many rows pay for more."""
 PRODUCT_ROWS = 4
 """Decode rows from which two batched products are faster than the fused kernel (see `_attend_by_products`)."""
 
@@ -79,6 +85,44 @@ class SlotStep:
             parts.append(_read(reach, query[:, :, span.row : span.row + span.length], cached, scaling))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
 
+    def attend_joined(
+        self,
+        layer: int,
+        qkv: NDArray[np.float32],
+        heads: int,
+        scaling: np.float32,
+        *,
+        rotation: Rotation | None,
+        window: int | None,
+        crew: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """qkv [N, H + 2 H_kv, D], `heads` queries first, is rotated in place -> [N, H, D]: attention of a CPU in
+        float32. The step's keys and values are stored."""
+        joined = torch.from_numpy(qkv).transpose(0, 1)
+        kv_heads = (qkv.shape[1] - heads) // 2
+        cached = self.cache.layer(layer, joined[heads : heads + kv_heads], joined[heads + kv_heads :])
+        keys, values = cached.keys.numpy(), cached.values.numpy()
+        positions, count = self.positions.numpy(), len(self.lengths)
+        cos, sin = (rotation.cos, rotation.sin) if rotation else (NO_TABLE, NO_TABLE)
+        attended = np.empty((qkv.shape[0], heads, values.shape[-1]), dtype=np.float32)
+        where = keys, values, self.slots.numpy(), positions
+        # Attention stores the decode batch's keys and values on the way, where it rotates them.
+        kernels.store(qkv, count if rotation else 0, heads, cos, sin, *where)
+        kernels.attend(qkv, 0, count, cos, sin, *where, window or 0, scaling, attended, crew)
+        for span in self.spans:
+            rows = slice(span.row, span.row + span.length)
+            if span.length <= FEW_TOKENS:
+                read = span.row, span.row + span.length, NO_TABLE, NO_TABLE
+                kernels.attend(qkv, *read, *where, window or 0, scaling, attended, crew)
+                continue
+            reach = self._span_reach(span, self._bounded(window), torch.float32)
+            attended[rows] = _read(reach, joined[None, :heads, rows], cached, float(scaling)).numpy()
+        return attended
+
+    def _bounded(self, window: int | None) -> int | None:
+        """None where it hides nothing of any slot."""
+        return None if window is None or window >= self.cache.max_context else window
+
     def _store(self, cached: CachedLayer, key: Tensor, value: Tensor) -> None:
         """key and value [H_kv, N, D]. A span is one copy; the decode batch's rows lie apart."""
         if count := len(self.lengths):
@@ -98,7 +142,7 @@ class SlotStep:
         """Of the decode batch, and of each span."""
         key = (kv_heads, window)
         if key not in self._known:
-            seen = None if window is None or window >= self.cache.max_context else window
+            seen = self._bounded(window)
             bounds = [(0 if seen is None else max(0, length - seen), length) for length in self.lengths]
             decodes = [Reach(*run, self._hidden_beyond(bounds, *run, kv_heads, seen, dtype)) for run in runs(bounds)]
             self._known[key] = decodes, [self._span_reach(span, seen, dtype) for span in self.spans]

@@ -32,6 +32,11 @@ def adjusted_logits(scaled: Tensor, sequences: Rows[Sequence]) -> Tensor:
     return adjusted
 
 
+def needs_tensors(sequence: Sequence) -> bool:
+    """Whether a draw needs more than the distribution itself: something left out of it, or its most probable tokens."""
+    return sequence.request.top_logprobs > 0 or _is_restricted(sequence)
+
+
 def _is_adjusted(sequence: Sequence) -> bool:
     sampling = sequence.request.sampling
     penalised = bool(sequence.token_ids) and (sampling.presence_penalty != 0 or sampling.frequency_penalty != 0)

@@ -4,6 +4,7 @@ Inverse transform: one uniform number per row and a search in the cumulative dis
 token, drawn in plain Python, makes a seeded sequence independent of the batch around it and of the device,
 and is far cheaper than noise over the whole vocabulary. The search has two levels, blocks of tokens and then
 one block, so the vocabulary is passed over twice (softmax, block sums) and never sorted or summed up as a whole.
+On a CPU one kernel does it for the rows that draw from the whole distribution.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import random
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_core.engine.restrict import adjusted_logits, restrict
+from rlhf_core.engine.restrict import adjusted_logits, needs_tensors, restrict
 from rlhf_core.engine.sequence import Sequence, TopLogprobs, is_greedy
 from rlhf_core.errors import ModelError
+from rlhf_core.models import kernels
+from rlhf_core.models.kernels.crew import muster
 
+NOT_FINITE = "the policy's logits are not finite"
 BLOCK = 256
 BELOW_ONE = 1.0 - 2.0**-53
 
@@ -40,18 +45,54 @@ def sample(logits: Tensor, sequences: Rows[Sequence], shared: random.Random) -> 
 
     Raises ModelError when the logits are not finite.
     """
+    # Each sequence that is not greedy takes one number from its own or the shared source.
+    numbers = [0.0 if is_greedy(s) else (s.uniforms or shared).random() for s in sequences]
+    if logits.device.type != "cpu" or logits.dtype != torch.float32:
+        return _sample_by_tensors(logits, sequences, numbers)
+    others = [row for row, sequence in enumerate(sequences) if needs_tensors(sequence)]
+    if len(others) == len(sequences):
+        return _sample_by_tensors(logits, sequences, numbers)
+    draws = _sample_by_kernel(logits, sequences, numbers)
+    if others:
+        apart = _sample_by_tensors(logits[others], [sequences[row] for row in others], [numbers[row] for row in others])
+        for row, token_id, logprob, top in zip(others, apart.token_ids, apart.logprobs, apart.top, strict=True):
+            draws.token_ids[row], draws.logprobs[row], draws.top[row] = token_id, logprob, top
+    return draws
+
+
+def _sample_by_kernel(logits: Tensor, sequences: Rows[Sequence], numbers: list[float]) -> Draws:
+    """Draws from the whole distribution: of a row that asks for more, the draw means nothing."""
+    temperatures = [0.0 if is_greedy(s) else s.request.sampling.temperature for s in sequences]
+    tokens = np.empty(len(sequences), dtype=np.int64)
+    logprobs = np.empty(len(sequences), dtype=np.float32)
+    kernels.draw(
+        logits.numpy(),
+        np.array(temperatures, dtype=np.float32),
+        np.array(numbers),
+        tokens,
+        logprobs,
+        muster(),
+    )
+    token_ids = tokens.tolist()
+    if min(token_ids) < 0:
+        raise ModelError(NOT_FINITE)
+    return Draws(token_ids, logprobs.tolist(), [()] * len(sequences))
+
+
+def _sample_by_tensors(logits: Tensor, sequences: Rows[Sequence], numbers: list[float]) -> Draws:
+    """Any draw, on any device."""
     scaled = _scaled(logits, sequences)
     probs = scaled.softmax(dim=-1)
     sums = _block_sums(probs)
     # One NaN or +inf in a row makes its sum not finite; a model may mask single tokens with -inf.
     if not bool(sums.sum().isfinite()):
-        raise ModelError("the policy's logits are not finite")
+        raise ModelError(NOT_FINITE)
     adjusted = adjusted_logits(scaled, sequences)
     greedy = [is_greedy(sequence) for sequence in sequences]
     if all(greedy):
         tokens = adjusted.argmax(dim=-1)
     else:
-        tokens = _draw(probs, sums, adjusted, sequences, shared)
+        tokens = _draw(probs, sums, adjusted, sequences, numbers)
         if any(greedy):
             tokens = torch.where(torch.tensor(greedy, device=tokens.device), adjusted.argmax(dim=-1), tokens)
     return Draws(tokens.tolist(), _logprobs(scaled, probs, tokens), _top(scaled, sequences))
@@ -76,15 +117,14 @@ def _block_sums(probs: Tensor) -> Tensor:
     return torch.cat([sums, probs[:, whole:].sum(dim=-1, keepdim=True)], dim=1)
 
 
-def _draw(probs: Tensor, sums: Tensor, adjusted: Tensor, sequences: Rows[Sequence], shared: random.Random) -> Tensor:
-    """-> [B] tokens. Each sequence that is not greedy takes one number from its own or the shared source."""
+def _draw(probs: Tensor, sums: Tensor, adjusted: Tensor, sequences: Rows[Sequence], numbers: list[float]) -> Tensor:
+    """-> [B] tokens."""
     rows, weights = restrict(probs, adjusted, sequences)
     if rows:
         probs = probs.clone()
         probs[rows] = weights
         sums = sums.clone()
         sums[rows] = _block_sums(weights)
-    numbers = [0.0 if is_greedy(s) else (s.uniforms or shared).random() for s in sequences]
     # In float64, because a float32 running sum over many blocks loses the rare tokens.
     mass = sums.double().cumsum(dim=-1)
     target = torch.tensor(numbers, dtype=torch.float64, device=probs.device)[:, None] * mass[:, -1:]

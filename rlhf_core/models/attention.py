@@ -7,9 +7,12 @@ this is ordinary masked attention, so a served policy can be `generate()`d as it
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -35,6 +38,32 @@ class SlotAttention(Protocol):
 
         With a window, the query at position i sees positions i-window+1..i.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Rotary tables [positions, D] (Su et al. 2104.09864), `sin` with its first half negated."""
+
+    cos: NDArray[np.float32]
+    sin: NDArray[np.float32]
+
+
+class JoinedAttention(SlotAttention, Protocol):
+    """Slots on a CPU in float32, which also take queries, keys and values as they leave their common product."""
+
+    def attend_joined(
+        self,
+        layer: int,
+        qkv: NDArray[np.float32],
+        heads: int,
+        scaling: np.float32,
+        *,
+        rotation: Rotation | None,
+        window: int | None,
+        crew: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """qkv [N, H + 2 H_kv, D], `heads` queries first, is rotated in place -> [N, H, D]."""
         ...
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_core.models.attention import SlotAttention
+from rlhf_core.models.compiled import CompiledForward, is_compiled
 from rlhf_core.models.fused import FUSED, FusedForward
 from rlhf_core.models.lora import Adapter
 
@@ -50,6 +51,8 @@ class PlainForward:
 
 def make_forward(model: Any, *, max_context: int, frozen: bool, pack: bool = False) -> Forward:
     """`frozen`: the weights will not change any more. `pack`: spend their memory again for speed, where it pays."""
+    if is_compiled(model):
+        return CompiledForward(model, max_context=max_context, frozen=frozen)
     if type(model).__name__ in FUSED:
         return FusedForward(model, max_context=max_context, frozen=frozen, pack=pack)
     return PlainForward(model)
@@ -57,4 +60,6 @@ def make_forward(model: Any, *, max_context: int, frozen: bool, pack: bool = Fal
 
 def adapt_forward(forward: Forward, adapted_model: Any, adapter: Adapter) -> Forward:
     """The forward of frozen weights with an adapter beside them; `adapted_model` is the model with its terms."""
-    return forward.adapted(adapter) if isinstance(forward, FusedForward) else PlainForward(adapted_model)
+    if isinstance(forward, FusedForward | CompiledForward):
+        return forward.adapted(adapter)
+    return PlainForward(adapted_model)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rlhf_core.models.compiled import CompiledForward, is_compiled
 from rlhf_core.models.forward import Forward, PlainForward
 from rlhf_core.models.fused import FUSED, FusedForward
 from rlhf_core.models.lora_layers import current_terms
@@ -34,7 +35,9 @@ class LiveForward:
         self._now: Forward = PlainForward(model)
         self.refresh()
 
-    def _fuse(self, max_context: int) -> FusedForward | None:
+    def _fuse(self, max_context: int) -> FusedForward | CompiledForward | None:
+        if is_compiled(self._model) and self._dtype is None:
+            return CompiledForward(self._model, max_context=max_context, frozen=self._lora)
         if type(self._model).__name__ not in FUSED:
             return None
         return FusedForward(self._model, max_context=max_context, frozen=self._lora, compute=self._dtype)

@@ -44,6 +44,12 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def packing_helps(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether steps are faster with a second, packed copy of the weights (models/projection.py). The kernels of a CPU
+    in float32 (models/kernels.py) multiply the weights as they are."""
+    return device.type == "cpu" and dtype == torch.bfloat16
+
+
 def describe(policy: LoadedPolicy) -> dict[str, Any]:
     """What a server prints of the policy that it starts with."""
     model: Any = policy.model

@@ -58,7 +58,7 @@ class FrozenPart:
 
     def __init__(self, modules: Sequence[nn.Module], *, pack: bool) -> None:
         joined: list[Any] = list(modules)
-        self._weight = joined[0].weight if len(joined) == 1 else _join(joined)
+        self._weight = joined[0].weight if len(joined) == 1 else join(joined)
         biases = [module.bias for module in joined]
         # Of joined projections all have a bias or none has: that is how every family builds them.
         self._bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
@@ -82,7 +82,7 @@ class CastPart:
         # Weights of that type already are frozen ones, kept in it on purpose: no copy of them is needed.
         self._shared = all(weight.dtype == dtype for weight in weights)
         if self._shared:
-            self._weight = weights[0] if len(weights) == 1 else _join(self._modules)
+            self._weight = weights[0] if len(weights) == 1 else join(self._modules)
         else:
             rows = sum(weight.shape[0] for weight in weights)
             self._weight = torch.empty(rows, weights[0].shape[1], dtype=dtype, device=weights[0].device)
@@ -103,7 +103,7 @@ class CastPart:
         return linear(x.to(self._weight.dtype), self._weight, self._bias)
 
 
-def _join(modules: Sequence[Any]) -> Tensor:
+def join(modules: Sequence[Any]) -> Tensor:
     """One weight for all, in whose memory theirs lie from now on."""
     weight = torch.cat([module.weight.detach() for module in modules])
     row = 0

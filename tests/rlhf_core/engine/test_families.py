@@ -12,6 +12,7 @@ import torch
 
 from rlhf_core.engine.agreement import TOLERANCE, own_logprobs
 from rlhf_core.engine.engine import probe
+from rlhf_core.models.compiled import CompiledForward
 from rlhf_core.models.forward import PlainForward
 from rlhf_core.models.fused import FUSED, FusedForward
 from rlhf_core.models.load import LoadedPolicy, load_policy
@@ -24,23 +25,32 @@ MakeTinyModel = Callable[..., Path]
 
 @pytest.fixture(
     scope="module",
-    params=[(name, False) for name in FAMILIES] + [(name, True) for name in FUSED_FAMILIES],
-    ids=lambda each: each[0] + ("-fused" if each[1] else ""),
+    params=[(name, PlainForward) for name in FAMILIES]
+    + [(name, forward) for forward in (FusedForward, CompiledForward) for name in FUSED_FAMILIES],
+    ids=lambda each: f"{each[0]}-{each[1].__name__}",
 )
 def policy(
     request: pytest.FixtureRequest, make_tiny_model: MakeTinyModel, tmp_path_factory: pytest.TempPathFactory
 ) -> LoadedPolicy:
-    """Each family by its own transformers modules, and by the fused forward where there is one."""
-    name, fused = request.param
+    """Each family by its own transformers modules, and by the forwards written out for it where there are any."""
+    name, kind = request.param
     directory = make_family(make_tiny_model, tmp_path_factory.mktemp(name), FAMILIES[name](), seed=5)
     policy = load_policy(directory, frozen=True, pack=True)
-    return policy if fused else replace(policy, forward=PlainForward(policy.model))
+    if kind is PlainForward:
+        return replace(policy, forward=PlainForward(policy.model))
+    if kind is FusedForward:
+        # What serves on CUDA and in other types; a CPU in float32 computes it as well.
+        fused = FusedForward(policy.model, max_context=policy.max_context, frozen=True, pack=True)
+        return replace(policy, forward=fused)
+    assert isinstance(policy.forward, CompiledForward)
+    return policy
 
 
 def test_the_fused_families_are_those_that_are_tested_as_such(policy: LoadedPolicy) -> None:
     name = type(policy.model).__name__
     assert {f"{family}forcausallm" for family in FUSED_FAMILIES} == {family.lower() for family in FUSED}
-    assert isinstance(policy.forward, PlainForward) or (isinstance(policy.forward, FusedForward) and name in FUSED)
+    written_out = isinstance(policy.forward, FusedForward | CompiledForward)
+    assert isinstance(policy.forward, PlainForward) or (written_out and name in FUSED)
 
 
 def test_greedy_answers_in_a_changing_batch_equal_generation_alone(policy: LoadedPolicy) -> None:

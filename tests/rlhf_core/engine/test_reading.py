@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from rlhf_core.engine.cache import SlotCache
 from rlhf_core.engine.reading import CALL_POSITIONS, SlotSpan, SlotStep, runs
+from rlhf_core.models.attention import Rotation
+from rlhf_core.models.fused import rotated
+from rlhf_core.models.kernels.crew import muster
 
 CONTEXT = 300
 
@@ -80,6 +84,44 @@ def test_a_step_computes_the_attention_of_every_row_alone(
     for number, (slot, position) in enumerate(rows):
         expected = written_out(query[0, :, number], keys[slot], values[slot], position, window, 0.3)
         assert attended[0, number].numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize("window", [None, 16, 1, CONTEXT])
+def test_what_leaves_one_product_is_attended_to_as_queries_keys_and_values_apart(
+    window: int | None, heads: int, kv_heads: int, rotary: bool
+) -> None:
+    torch.manual_seed(heads)
+    # Slots 0..2 decode after 29, 249 and 0 tokens; slot 4 goes on with its prompt after 40 tokens, slot 3 begins one.
+    before, lengths = (29, 249, 0, 0, 40), (30, 250, 1)
+    spans = (SlotSpan(4, 3, 40, 25), SlotSpan(3, 28, 0, 20))
+    rows = [(slot, length - 1) for slot, length in enumerate(lengths)]
+    rows += [(span.slot, span.start + i) for span in spans for i in range(span.length)]
+    slots, positions = (torch.tensor(column) for column in zip(*rows, strict=True))
+    caches = SlotCache(5, CONTEXT), SlotCache(5, CONTEXT)
+    for slot, length in enumerate(before):
+        held = torch.randn(kv_heads, length, 8), torch.randn(kv_heads, length, 8)
+        for cache in caches:
+            cache.copy_in(slot, {0: held}, length)
+    one, other = (SlotStep(cache, slots, positions, lengths, spans) for cache in caches)
+    qkv, angles = torch.randn(len(rows), heads + 2 * kv_heads, 8), torch.randn(CONTEXT, 4)
+    cos, sin = angles.cos().tile(2), torch.cat([-angles.sin(), angles.sin()], dim=1)
+    apart = qkv.clone()
+    if rotary:
+        apart[:, :-kv_heads] = rotated(qkv[:, :-kv_heads], cos[positions][:, None], sin[positions][:, None])
+    parts = apart.transpose(0, 1)[None].split([heads, kv_heads, kv_heads], dim=1)
+    rotation = Rotation(cos.numpy(), sin.numpy()) if rotary else None
+    with torch.inference_mode():
+        expected = one.attend(0, *parts, 0.3, window)
+        attended = other.attend_joined(
+            0, qkv.numpy(), heads, np.float32(0.3), rotation=rotation, window=window, crew=muster()
+        )
+    assert attended == pytest.approx(expected[0].numpy(), abs=1e-5)
+    for slot, length in enumerate((*lengths, 20, 65)):
+        theirs, ours = (cache.copy_out(slot, length)[0] for cache in caches)
+        assert ours[0].numpy() == pytest.approx(theirs[0].numpy(), abs=1e-6)
+        assert torch.equal(ours[1], theirs[1])
 
 
 def test_a_saved_prefix_comes_back_bit_for_bit_and_outlives_its_slot() -> None:

@@ -1,0 +1,33 @@
+"""What a decode step does to a few rows, compiled for this machine's CPU: products, norms, rotations, attention, gates.
+
+A step of a small model is hundreds of operations on little data, and calling them one by one costs more than they do.
+These do as much as a step can do at once, in float32, without holding Python's lock: an engine that computes leaves the
+interpreter to whoever serves. Compiled when first called and kept on disk (numba); results differ from torch's own by
+rounding. Arrays are numpy's, contiguous unless said otherwise, and whoever calls provides those that are written.
+
+Letters as everywhere: N rows, K inputs, M outputs, H heads, H_kv key heads, D head size.
+"""
+
+from __future__ import annotations
+
+from rlhf_core.models.kernels.attention import attend_one, store
+from rlhf_core.models.kernels.compiling import exp
+from rlhf_core.models.kernels.rows import add_norm, gate, norm, norm_heads
+from rlhf_core.models.kernels.shared import AWAKE, HANDS, WORDS, attend, draw, help_out, multiply
+
+__all__ = [
+    "AWAKE",
+    "HANDS",
+    "WORDS",
+    "add_norm",
+    "attend",
+    "attend_one",
+    "draw",
+    "exp",
+    "gate",
+    "help_out",
+    "multiply",
+    "norm",
+    "norm_heads",
+    "store",
+]

@@ -1,0 +1,120 @@
+"""What compiled code needs and numba does not offer: bits, places in memory, and words that threads share."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+_ORDER: Final = "seq_cst"
+_WORD: Final = 8
+"""Bytes of what is shared."""
+
+give_way: Final[Any] = types.ExternalFunction("sched_yield", types.int32())
+"""Let another thread have this processor if one waits for it."""
+
+doze: Final[Any] = types.ExternalFunction("usleep", types.int32(types.uint32))
+"""Leave the processor for so many microseconds, and some more."""
+
+
+@intrinsic
+def from_bits(_context: Any, bits: Any) -> Any:
+    """The float32 of these 32 bits."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
+def to_bits(_context: Any, number: Any) -> Any:
+    """The bits of a float32."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
+def prefetch(_context: Any, address: Any) -> Any:
+    """Have the processor fetch what lies at an address, and go on."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        place, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [place, number, number, number])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [place], kind)
+        read, keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
+        builder.call(fetch, [builder.inttoptr(arguments[0], place), read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
+def _pointer_to(kind: Any) -> Any:
+    @intrinsic
+    def pointer(_context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(types.intp), generate
+
+    return pointer
+
+
+float32_at: Final = _pointer_to(types.float32)
+float64_at: Final = _pointer_to(types.float64)
+int64_at: Final = _pointer_to(types.int64)
+"""Pointers to what lies at an address, for `numba.carray`."""
+
+
+def _word(builder: Any, base: Any, index: Any) -> Any:
+    """A pointer to one word of an array that begins at `base`."""
+    address = builder.add(base, builder.mul(index, ir.Constant(index.type, _WORD)))
+    return builder.inttoptr(address, ir.IntType(64).as_pointer())
+
+
+@intrinsic
+def load_word(_context: Any, base: Any, index: Any) -> Any:
+    """Word `index` of the int64 array at address `base`, as other threads have left it."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.load_atomic(_word(builder, *arguments), _ORDER, _WORD)
+
+    return types.int64(types.intp, types.intp), generate
+
+
+@intrinsic
+def store_word(_context: Any, base: Any, index: Any, value: Any) -> Any:
+    """Set a word; who sees it also sees all that was written before."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        builder.store_atomic(arguments[2], _word(builder, *arguments[:2]), _ORDER, _WORD)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.int64), generate
+
+
+@intrinsic
+def add_to_word(_context: Any, base: Any, index: Any, more: Any) -> Any:
+    """Add to a word; gives what it was before."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.atomic_rmw("add", _word(builder, *arguments[:2]), arguments[2], _ORDER)
+
+    return types.int64(types.intp, types.intp, types.int64), generate
+
+
+@intrinsic
+def replace_word(_context: Any, base: Any, index: Any, old: Any, new: Any) -> Any:
+    """Set a word if it still is `old`; whether it was."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        place = _word(builder, *arguments[:2])
+        found = builder.cmpxchg(place, arguments[2], arguments[3], _ORDER, _ORDER)
+        return builder.extract_value(found, 1)
+
+    return types.boolean(types.intp, types.intp, types.int64, types.int64), generate

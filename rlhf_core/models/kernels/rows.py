@@ -1,0 +1,54 @@
+"""What is done to each row by itself: norms, and the gate of a feed-forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rlhf_core.models.kernels.compiling import ONE, ZERO, compiled, exp
+
+
+@compiled
+def _norm_row(x: Any, weight: Any, epsilon: Any, y: Any) -> None:
+    total = ZERO
+    for k in range(x.size):
+        total += x[k] * x[k]
+    inverse = ONE / np.sqrt(total / np.float32(x.size) + epsilon)
+    for k in range(x.size):
+        y[k] = x[k] * inverse * weight[k]
+
+
+@compiled
+def norm(x: Any, weight: Any, epsilon: Any, y: Any) -> None:
+    """y = x / sqrt(mean(x^2) + epsilon) * weight, over rows [N, K] (RMSNorm, Zhang and Sennrich 2019)."""
+    for row in range(x.shape[0]):
+        _norm_row(x[row], weight, epsilon, y[row])
+
+
+@compiled
+def add_norm(x: Any, more: Any, weight: Any, epsilon: Any, y: Any) -> None:
+    """x += more, and y the norm of that; all [N, K]."""
+    for row in range(x.shape[0]):
+        own, other = x[row], more[row]
+        for k in range(own.size):
+            own[k] += other[k]
+        _norm_row(own, weight, epsilon, y[row])
+
+
+@compiled
+def norm_heads(qkv: Any, first: int, last: int, weight: Any, epsilon: Any) -> None:
+    """The norm of each of the heads first..last-1 of qkv [N, H + 2 H_kv, D], in place."""
+    for row in range(qkv.shape[0]):
+        for head in range(first, last):
+            _norm_row(qkv[row, head], weight, epsilon, qkv[row, head])
+
+
+@compiled
+def gate(both: Any, y: Any) -> None:
+    """y [N, M] = silu(gate) * up of both [N, 2 M] (SwiGLU, Shazeer 2002.05202)."""
+    size = y.shape[1]
+    for row in range(y.shape[0]):
+        gate, up, out = both[row, :size], both[row, size:], y[row]
+        for k in range(size):
+            out[k] = gate[k] / (ONE + exp(-gate[k])) * up[k]
