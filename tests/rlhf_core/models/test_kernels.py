@@ -15,6 +15,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from rlhf_core.models import kernels
 from rlhf_core.models.fused import rotated
+from rlhf_core.models.kernels.compiling import FLAGS
 from rlhf_core.models.kernels.crew import Crew, Words
 
 Array = NDArray[np.float32]
@@ -101,7 +102,7 @@ def test_a_row_is_multiplied_alike_whatever_stands_beside_it() -> None:
 # Exponentials and gates
 
 
-@numba.njit(fastmath=kernels.FLAGS, error_model="numpy")  # type: ignore[misc]
+@numba.njit(fastmath=FLAGS, error_model="numpy")  # type: ignore[misc]
 def exponentials(x: Any, y: Any) -> None:
     for i in range(x.size):
         y[i] = kernels.exp(x[i])
