@@ -25,6 +25,7 @@ from server.identity import Pseudonyms
 from server.metrics import Metrics
 from server.policy_source import PolicySource
 from server.routes import chat, comparisons, feedback, models, policies, status, text
+from server.routes.replies import Generating
 from server.serving import Serving
 from server.stores import Stores
 from server.swap import SwapWatcher
@@ -62,7 +63,7 @@ def create_app(
     return Litestar(
         [v1, *status.PROBES],
         dependencies={
-            "answers": given(answers),
+            "generating": given(Generating(answers, serving, pseudonyms)),
             "comparisons": given(comparing),
             "serving": given(serving),
             "pseudonyms": given(pseudonyms),

@@ -9,26 +9,22 @@ from typing import Any
 
 from litestar import Response, post
 
-from server.answers import Answers
 from server.frames import CHAT
-from server.identity import Pseudonyms
 from server.routes.models import check_model
-from server.routes.replies import AnyRequest, check_count, interactions_of, options_of, respond
+from server.routes.replies import AnyRequest, Generating, check_count, interactions_of, options_of, respond
 from server.schemas import parse_chat, to_messages
-from server.serving import Serving
 
 CHAT_BODY_BYTES = 256 * 1024
 
 
 @post("/chat/completions", status_code=200, request_max_body_size=CHAT_BODY_BYTES)
-async def create_completion(
-    request: AnyRequest, answers: Answers, serving: Serving, pseudonyms: Pseudonyms
-) -> Response[Any]:
+async def create_completion(request: AnyRequest, generating: Generating) -> Response[Any]:
     """Answer a conversation `n` times over."""
+    answers, serving = generating.answers, generating.serving
     body, ignored = parse_chat(await request.body())
     check_model(body.model, serving)
     messages = to_messages(body.messages)
-    interactions = interactions_of(body, messages, pseudonyms, "chatcmpl")
+    interactions = interactions_of(body, messages, generating.pseudonyms, "chatcmpl")
     check_count(len(interactions), serving.max_running, "n", "n")
     with serving.admission(len(interactions)):
         prompt = await serving.tokenise(messages)

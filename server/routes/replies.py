@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from litestar import Request, Response
@@ -13,14 +14,25 @@ from rlhf_core.errors import InvalidRequestError
 from rlhf_core.records import Interaction, Message
 from server import completions
 from server.answer import AnswerSet
-from server.answers import Options
+from server.answers import Answers, Options
 from server.errors import UnknownModelError
 from server.frames import Form
 from server.identity import Pseudonyms, new_id
 from server.routes.models import check_answers
 from server.schemas import GenerationBody, StreamOptions
+from server.serving import Serving
 
 AnyRequest = Request[Any, Any, Any]
+
+
+@dataclass(frozen=True)
+class Generating:
+    """What the generating routes work with, as one dependency: several are each resolved in a task of their own, which
+    costs a request a tenth of its time in the event loop."""
+
+    answers: Answers
+    serving: Serving
+    pseudonyms: Pseudonyms
 
 
 def check_count(count: int, limit: int, what: str, param: str) -> None:

@@ -10,14 +10,11 @@ from typing import Any
 from litestar import Response, post
 
 from rlhf_core.records import Message
-from server.answers import Answers
 from server.frames import TEXT
-from server.identity import Pseudonyms
 from server.prompts import given_prompts, read_prompts
 from server.routes.models import check_model
-from server.routes.replies import AnyRequest, check_count, interactions_of, options_of, respond
+from server.routes.replies import AnyRequest, Generating, check_count, interactions_of, options_of, respond
 from server.schemas import parse_text
-from server.serving import Serving
 
 TEXT_BODY_BYTES = 256 * 1024
 MAX_ANSWERS = 32
@@ -25,10 +22,9 @@ MAX_ANSWERS = 32
 
 
 @post("/completions", status_code=200, request_max_body_size=TEXT_BODY_BYTES)
-async def create_text_completion(
-    request: AnyRequest, answers: Answers, serving: Serving, pseudonyms: Pseudonyms
-) -> Response[Any]:
+async def create_text_completion(request: AnyRequest, generating: Generating) -> Response[Any]:
     """Complete each prompt `n` times over."""
+    answers, serving, pseudonyms = generating.answers, generating.serving, generating.pseudonyms
     body, ignored = parse_text(await request.body())
     check_model(body.model, serving)
     n = body.n or 1
