@@ -66,7 +66,7 @@ def _sample_by_kernel(logits: Tensor, sequences: Rows[Sequence], numbers: list[f
     tokens = np.empty(len(sequences), dtype=np.int64)
     logprobs = np.empty(len(sequences), dtype=np.float32)
     kernels.draw(
-        logits.numpy(),
+        logits.contiguous().numpy(),
         np.array(temperatures, dtype=np.float32),
         np.array(numbers),
         tokens,

@@ -1,4 +1,4 @@
-"""The forward pass of Llama-like decoders on a CPU in float32, from the kernels of kernels.py: what serving runs there.
+"""The forward pass of Llama-like decoders on a CPU in float32, from the kernels beside it: what serving runs there.
 
 Computes what `fused.py` computes on other devices and in other types, an operation a kernel instead of a dozen tensors.
 Attention is still given: slots that take queries, keys and values as they leave their product (`JoinedAttention`).
@@ -125,7 +125,7 @@ class Layer:
 
 class CompiledForward:
     """Logits of a step's tokens. `frozen` says that the weights will not change, so they may be joined; others may
-    learn where they lie, and are followed."""
+    learn where they lie, and are followed: not to another place, to which `parameter.data = ...` would move them."""
 
     recordable = False
 
@@ -158,6 +158,7 @@ class CompiledForward:
     def __call__(self, token_ids: Tensor, positions: Tensor, kept: Tensor | None, slots: SlotAttention) -> Tensor:
         """token_ids and positions [N] -> logits [K, V] of the rows `kept` [K], of all N for None."""
         joined = cast(JoinedAttention, slots)
+        assert int(positions.max()) < len(self._cos), "a token beyond the context"
         crew = muster()
         rotation = Rotation(self._cos, self._sin)
         hidden: Array = embedding(token_ids, self._embedding).numpy()

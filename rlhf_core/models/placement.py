@@ -46,7 +46,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def packing_helps(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether steps are faster with a second, packed copy of the weights (models/projection.py). The kernels of a CPU
-    in float32 (models/kernels.py) multiply the weights as they are."""
+    in float32 (models/kernels/) multiply the weights as they are."""
     return device.type == "cpu" and dtype == torch.bfloat16
 
 

@@ -3,7 +3,8 @@
 A step of a small model is hundreds of operations on little data, and calling them one by one costs more than they do.
 These do as much as a step can do at once, in float32, without holding Python's lock: an engine that computes leaves the
 interpreter to whoever serves. Compiled when first called and kept on disk (numba); results differ from torch's own by
-rounding. Arrays are numpy's, contiguous unless said otherwise, and whoever calls provides those that are written.
+rounding. Arrays are numpy's and contiguous: others give wrong results, and so does a place that is not there. Whoever
+calls provides those that are written.
 
 Letters as everywhere: N rows, K inputs, M outputs, H heads, H_kv key heads, D head size.
 """

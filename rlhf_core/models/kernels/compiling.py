@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numba
@@ -26,8 +29,18 @@ _C0, _C1, _C2, _C3, _C4, _C5 = (
 )
 
 
+@functools.cache
+def _keep_by_content() -> None:
+    """Machine code is kept under what all kernels say. numba itself looks at the file of a function alone, and would go
+    on using what an edited kernel in another file was."""
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    place = Path(numba.config.CACHE_DIR or Path(__file__).parent / "__pycache__")
+    numba.config.CACHE_DIR = str(place / hashlib.sha256(sources).hexdigest()[:16])
+
+
 def compiled(function: Function) -> Function:
     """The function as machine code; kept on disk where there is a place for it."""
+    _keep_by_content()
     options: dict[str, Any] = {"fastmath": FLAGS, "nogil": True, "error_model": "numpy"}
     try:
         made: Function = numba.njit(cache=True, **options)(function)

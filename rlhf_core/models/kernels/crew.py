@@ -22,7 +22,7 @@ IDLE_LOOKS: Final = kernels.AWAKE + 500
 """The last of them dozing: some fifty milliseconds."""
 
 Words = NDArray[np.int64]
-"""What the threads of a crew share: see kernels.py."""
+"""What the threads of a crew share: see shared.py."""
 
 
 class Crew:
@@ -49,6 +49,8 @@ class Crew:
 
 
 class _Own(threading.local):
+    """Each thread's own, as OpenMP has it: it is about threads, and not about what they compute."""
+
     crew: Crew | None = None
 
 
@@ -66,8 +68,9 @@ def muster() -> Words:
 def _help(words: Words, call: threading.Event) -> None:
     while words[kernels.HANDS]:
         call.wait()
-        kernels.help_out(words, IDLE_LOOKS)
+        # Before it helps, not after: a call that comes as it ends is for the next time.
         call.clear()
+        kernels.help_out(words, IDLE_LOOKS)
 
 
 def _dismiss(words: Words, calls: list[threading.Event]) -> None:

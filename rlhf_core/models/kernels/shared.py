@@ -40,13 +40,16 @@ AWAKE: Final = 60_000
 """Looks of a helper for the next task before it begins to doze between them: longer than what lies between two tasks of
 a step."""
 DOZE: Final = 50
-"""Microseconds. Nobody has to wake it, and it takes nothing from those who need its processor."""
+"""Microseconds between two looks of a helper that dozes: nobody has to wake it, and it takes nothing from those who
+need its processor."""
 
 # The words of a crew, an int64 array: what several threads write stands far apart.
 HANDS: Final = 0
-"""Threads that work, the caller's own among them."""
+"""Threads that work, the caller's own among them; none once the crew is dismissed."""
 TICKET: Final = 8
-"""Turn of the task in the upper half, next part in the lower."""
+"""Turn of the task in the upper half, parts that nobody has taken in the lower."""
+LEFT: Final = 0xFFFFFFFF
+LAST_TURN: Final = 0x7FFFFFFF
 DONE: Final = 16
 COUNT: Final = 24
 TASK: Final = 25
@@ -103,14 +106,18 @@ def _draw_part(crew: Any, row: int) -> None:
 
 @compiled
 def _take_parts(crew: Any, turn: int) -> None:
-    """Do parts of this turn's task until none is left. What is read of a task holds if its ticket is still the same."""
+    """Do parts of this turn's task until none is left.
+
+    Nothing of a task is read before a part of it is taken, and a part is taken by the ticket alone: who took one knows
+    that its task is whole, and stays until the part is done.
+    """
     base = crew.ctypes.data
     while True:
         ticket = load_word(base, TICKET)
-        part = ticket & 0xFFFFFFFF
-        if ticket >> 32 != turn or part >= crew[COUNT]:
+        part = (ticket & LEFT) - 1
+        if ticket >> 32 != turn or part < 0:
             return
-        if replace_word(base, TICKET, ticket, ticket + 1):
+        if replace_word(base, TICKET, ticket, ticket - 1):
             if crew[TASK] == MULTIPLY:
                 _multiply_part(crew, part)
             elif crew[TASK] == ATTEND:
@@ -128,9 +135,9 @@ def _share(crew: Any, parts: int) -> None:
     """
     base = crew.ctypes.data
     crew[COUNT] = parts
-    turn = (load_word(base, TICKET) >> 32) + 1
+    turn = ((load_word(base, TICKET) >> 32) + 1) & LAST_TURN
     store_word(base, DONE, 0)
-    store_word(base, TICKET, turn << 32)
+    store_word(base, TICKET, (turn << 32) | parts)
     _take_parts(crew, turn)
     waited = 0
     while load_word(base, DONE) < parts:
@@ -164,7 +171,7 @@ def multiply(x: Any, weight: Any, bias: Any, y: Any, column: int, crew: Any) -> 
     ROWS_AT_ONCE rows.
     """
     blocks = (weight.shape[0] + 3) // 4
-    if crew[HANDS] == 1 or x.shape[0] * weight.size < ALONE:
+    if crew[HANDS] <= 1 or x.shape[0] * weight.size < ALONE:
         multiply_blocks(x, weight, bias, y, column, 0, blocks)
         return
     crew[TASK], crew[TASK + 1], crew[TASK + 2], crew[TASK + 3] = MULTIPLY, x.ctypes.data, x.shape[0], x.shape[1]
@@ -200,7 +207,7 @@ def attend(
     tasks, seen = (last - first) * keys.shape[1], 0
     for row in range(first, last):
         seen += positions[row] + 1
-    if crew[HANDS] == 1 or tasks == 1 or 2 * seen * y.shape[1] * y.shape[2] < ALONE:
+    if crew[HANDS] <= 1 or tasks == 1 or 2 * seen * y.shape[1] * y.shape[2] < ALONE:
         for task in range(tasks):
             attend_task(qkv, first, task, cos, sin, keys, values, slots, positions, window, scaling, y)
         return
@@ -223,7 +230,7 @@ def draw(logits: Any, temperatures: Any, uniforms: Any, tokens: Any, logprobs: A
     temperature 1 for one of 0.
     """
     rows = logits.shape[0]
-    if crew[HANDS] == 1 or rows == 1 or logits.size < ALONE:
+    if crew[HANDS] <= 1 or rows == 1 or logits.size < ALONE:
         for row in range(rows):
             tokens[row], logprobs[row] = draw_row(logits[row], temperatures[row], uniforms[row])
         return

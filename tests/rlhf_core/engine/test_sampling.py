@@ -263,3 +263,10 @@ def test_a_bfloat16_row_is_drawn_as_well() -> None:
     counts = Counter(sample(logits, [sequence()] * 20_000, random.Random(0)).token_ids)
     rounded = torch.tensor(PROBS).log().bfloat16().double().softmax(-1).tolist()
     assert chi_square(counts, dict(enumerate(rounded))) < 18.5
+
+
+def test_logits_that_lie_apart_are_drawn_from_as_those_that_do_not() -> None:
+    apart = torch.zeros(3, 40_000)
+    apart[:, 14] = 50.0
+    rows = [sequence(temperature=0.0) for _ in range(3)]
+    assert sample(apart[:, ::2], rows, random.Random(0)).token_ids == [7, 7, 7]

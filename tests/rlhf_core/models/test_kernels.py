@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import threading
 from collections import Counter
 from typing import Any
 
@@ -17,6 +19,7 @@ from rlhf_core.models import kernels
 from rlhf_core.models.fused import rotated
 from rlhf_core.models.kernels.compiling import FLAGS
 from rlhf_core.models.kernels.crew import Crew, Words
+from rlhf_core.models.kernels.shared import COUNT, DONE, LAST_TURN, TICKET
 
 Array = NDArray[np.float32]
 
@@ -405,3 +408,54 @@ def test_tokens_come_as_often_as_their_probabilities_say() -> None:
     distance += (40_000 - sum(counts[token] for token in likely) - rest) ** 2 / rest
     # Chi-square of k degrees has mean k and variance 2k; four deviations.
     assert distance < len(likely) + 4 * math.sqrt(2 * len(likely))
+
+
+# Sharing
+
+
+def test_a_late_helper_takes_nothing_of_a_task_that_is_not_yet_published() -> None:
+    x, weight, y = noise(64, 64), noise(64, 64, seed=1), np.zeros((64, 64), dtype=np.float32)
+    crew = Crew(2)
+    words = crew.words
+    kernels.multiply(x, weight, NOTHING, y, 0, words)
+    before = words.copy()
+    y[:] = 0
+    # The caller has written the number of parts of its next task, and not yet its ticket.
+    words[COUNT] += 6
+    kernels.help_out(words, 1)
+    assert words[TICKET] == before[TICKET]
+    assert words[DONE] == before[DONE]
+    assert not y.any()
+
+
+def test_turns_begin_anew_where_their_number_ends() -> None:
+    x, weight = noise(64, 64), noise(64, 64, seed=1)
+    first, second = (np.zeros((64, 64), dtype=np.float32) for _ in range(2))
+    crew = Crew(2)
+    words = crew.words
+    words[TICKET] = LAST_TURN << 32
+    kernels.multiply(x, weight, NOTHING, first, 0, words)
+    kernels.multiply(x, weight, NOTHING, second, 0, ALONE)
+    assert words[TICKET] >> 32 == 0
+    assert np.array_equal(first, second)
+
+
+def test_many_tasks_in_turn_are_each_done_once_and_whole() -> None:
+    crew, weight = Crew(3), noise(512, 64, seed=1)
+    for number in range(2000):
+        x = noise(1 + number % 3, 64, seed=number)
+        y, expected = (np.zeros((len(x), 512), dtype=np.float32) for _ in range(2))
+        kernels.multiply(x, weight, NOTHING, y, 0, crew.muster())
+        kernels.multiply(x, weight, NOTHING, expected, 0, ALONE)
+        assert np.array_equal(y, expected)
+
+
+def test_helpers_end_with_their_crew() -> None:
+    crew = Crew(3)
+    mine = [thread for thread in threading.enumerate() if thread.name == "crew"][-2:]
+    kernels.multiply(noise(64, 64), noise(64, 64), NOTHING, np.zeros((64, 64), np.float32), 0, crew.muster())
+    del crew
+    gc.collect()
+    for thread in mine:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
