@@ -3,18 +3,19 @@
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
-# Everything but torch, which beat and ui never load.
+# Everything but torch and numba, which beat and ui never load.
 FROM ${PYTHON_IMAGE} AS libraries
 WORKDIR /build
 COPY requirements.lock .
 RUN python -m venv /venv \
-    && grep -v '^torch==' requirements.lock > without-torch.lock \
-    && /venv/bin/pip install --no-cache-dir --no-deps --requirement without-torch.lock
+    && grep -vE '^(torch|numba|llvmlite)==' requirements.lock > light.lock \
+    && /venv/bin/pip install --no-cache-dir --no-deps --requirement light.lock
 
 FROM libraries AS libraries-torch
 # For NVIDIA GPUs: --build-arg TORCH_INDEX=https://pypi.org/simple
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN /venv/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "$(grep '^torch==' requirements.lock)"
+RUN grep -E '^(torch|numba|llvmlite)==' requirements.lock > heavy.lock \
+    && /venv/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" --requirement heavy.lock
 
 FROM ${PYTHON_IMAGE} AS base
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin attune \

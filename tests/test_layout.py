@@ -25,6 +25,8 @@ HOMES = {
     "supervisor": ("rlhf_core/up.py",),
     "pyarrow": ("rlhf_core/runs/",),
     "tqdm": ("rlhf_core/runs/", "ui/"),
+    "numba": ("rlhf_core/models/kernels/",),
+    "llvmlite": ("rlhf_core/models/kernels/",),
     **dict.fromkeys(TENSOR_LIBRARIES, ("rlhf_core/",)),
 }
 """Outside `rlhf_core`, only the bench may touch a tensor library: it races `generate()`."""

@@ -22,9 +22,9 @@ from rlhf_core.engine.sequence import Sequence, TopLogprobs, is_greedy
 from rlhf_core.errors import ModelError
 from rlhf_core.models import kernels
 from rlhf_core.models.kernels.crew import muster
+from rlhf_core.models.kernels.draws import BLOCK
 
 NOT_FINITE = "the policy's logits are not finite"
-BLOCK = 256
 BELOW_ONE = 1.0 - 2.0**-53
 
 
@@ -47,12 +47,11 @@ def sample(logits: Tensor, sequences: Rows[Sequence], shared: random.Random) -> 
     """
     # Each sequence that is not greedy takes one number from its own or the shared source.
     numbers = [0.0 if is_greedy(s) else (s.uniforms or shared).random() for s in sequences]
-    if logits.device.type != "cpu" or logits.dtype != torch.float32:
-        return _sample_by_tensors(logits, sequences, numbers)
-    others = [row for row, sequence in enumerate(sequences) if needs_tensors(sequence)]
+    by_kernel = logits.device.type == "cpu" and logits.dtype == torch.float32
+    others = [row for row, sequence in enumerate(sequences) if not by_kernel or needs_tensors(sequence)]
     if len(others) == len(sequences):
         return _sample_by_tensors(logits, sequences, numbers)
-    draws = _sample_by_kernel(logits, sequences, numbers)
+    draws = _sample_by_kernel(logits, sequences, numbers, others)
     if others:
         apart = _sample_by_tensors(logits[others], [sequences[row] for row in others], [numbers[row] for row in others])
         for row, token_id, logprob, top in zip(others, apart.token_ids, apart.logprobs, apart.top, strict=True):
@@ -60,14 +59,15 @@ def sample(logits: Tensor, sequences: Rows[Sequence], shared: random.Random) -> 
     return draws
 
 
-def _sample_by_kernel(logits: Tensor, sequences: Rows[Sequence], numbers: list[float]) -> Draws:
-    """Draws from the whole distribution: of a row that asks for more, the draw means nothing."""
-    temperatures = [0.0 if is_greedy(s) else s.request.sampling.temperature for s in sequences]
+def _sample_by_kernel(logits: Tensor, sequences: Rows[Sequence], numbers: list[float], left_out: list[int]) -> Draws:
+    """Draws from the whole distribution, of all rows but those to be left out."""
+    temperatures = np.array([0.0 if is_greedy(s) else s.request.sampling.temperature for s in sequences], np.float32)
+    temperatures[left_out] = kernels.LEFT_OUT
     tokens = np.empty(len(sequences), dtype=np.int64)
     logprobs = np.empty(len(sequences), dtype=np.float32)
     kernels.draw(
         logits.contiguous().numpy(),
-        np.array(temperatures, dtype=np.float32),
+        temperatures,
         np.array(numbers),
         tokens,
         logprobs,

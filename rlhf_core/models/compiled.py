@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, cast
 
 import numpy as np
@@ -19,19 +20,15 @@ from torch.nn.functional import embedding
 
 from rlhf_core.models import kernels
 from rlhf_core.models.attention import JoinedAttention, Rotation, SlotAttention
-from rlhf_core.models.fused import FUSED, GATE_UP, QKV, attention_window, rotary_tables
+from rlhf_core.models.fused import rotary_tables
 from rlhf_core.models.kernels.crew import Words, muster
+from rlhf_core.models.layers import Layer, layers_of
 from rlhf_core.models.lora import Adapter
 from rlhf_core.models.projection import LowRank, join
 
 Array = NDArray[np.float32]
 
 _NONE: Final[Array] = np.zeros(0, dtype=np.float32)
-
-
-def is_compiled(model: Any) -> bool:
-    """Whether this is how `model` is served."""
-    return type(model).__name__ in FUSED and model.device.type == "cpu" and model.dtype == torch.float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +81,8 @@ class Norm:
         self.weight: Array = module.weight.detach().numpy()
         self.epsilon = np.float32(module.variance_epsilon)
 
-    def __call__(self, x: Array) -> Array:
-        """[N, K] -> [N, K]."""
-        y = np.empty_like(x)
-        kernels.norm(x, self.weight, self.epsilon, y)
-        return y
-
     def of_sum(self, x: Array, more: Array) -> Array:
-        """The norm of x + more, which `x` becomes."""
+        """The norm of x + more [N, K], which `x` becomes."""
         y = np.empty_like(x)
         kernels.add_norm(x, more, self.weight, self.epsilon, y)
         return y
@@ -99,28 +90,6 @@ class Norm:
     def of_heads(self, qkv: Array, first: int, last: int) -> None:
         """In place, of each of these heads of [N, heads, D]."""
         kernels.norm_heads(qkv, first, last, self.weight, self.epsilon)
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One decoder layer's parts, in the order of use."""
-
-    attention_norm: Norm
-    qkv: Product
-    query_norm: Norm | None
-    key_norm: Norm | None
-    rotary: bool
-    window: int | None
-    output: Product
-    mlp_norm: Norm
-    gate_up: Product
-    activation: Any
-    """None for SiLU, whose gate is one kernel."""
-    down: Product
-
-    def adapted(self, adapter: Adapter) -> Layer:
-        parts = {name: getattr(self, name).adapted(adapter) for name in ("qkv", "output", "gate_up", "down")}
-        return replace(self, **parts)
 
 
 class CompiledForward:
@@ -138,12 +107,12 @@ class CompiledForward:
         self._scaling = np.float32(attention.scaling)
         self._embedding: Tensor = model.model.embed_tokens.weight.detach()
         self._final_norm = Norm(model.model.norm)
-        self._layers = [
-            _layer(block, f"model.layers.{index}.", frozen=frozen) for index, block in enumerate(model.model.layers)
-        ]
-        self._head = Product.of(model, "", ("lm_head",), frozen=frozen)
+        product = partial(Product.of, frozen=frozen)
+        self._layers = layers_of(model, Norm, product)
+        self._head = product(model, "", ("lm_head",))
+        self._silu = config.hidden_act in ("silu", "swish")
         cos, sin = rotary_tables(model.model, torch.arange(max_context))
-        self._cos, self._sin = cos[:, 0].contiguous().numpy(), sin[:, 0].contiguous().numpy()
+        self._rotation = Rotation(cos[:, 0].contiguous().numpy(), sin[:, 0].contiguous().numpy())
 
     def adapted(self, adapter: Adapter) -> CompiledForward:
         """The same weights with an adapter's terms beside them; shares every tensor."""
@@ -158,23 +127,21 @@ class CompiledForward:
     def __call__(self, token_ids: Tensor, positions: Tensor, kept: Tensor | None, slots: SlotAttention) -> Tensor:
         """token_ids and positions [N] -> logits [K, V] of the rows `kept` [K], of all N for None."""
         joined = cast(JoinedAttention, slots)
-        assert int(positions.max()) < len(self._cos), "a token beyond the context"
+        assert int(positions.max()) < len(self._rotation.cos), "a token beyond the context"
         crew = muster()
-        rotation = Rotation(self._cos, self._sin)
         hidden: Array = embedding(token_ids, self._embedding).numpy()
-        more: Array | None = None
+        more = np.zeros_like(hidden)
         for index, layer in enumerate(self._layers):
-            x = layer.attention_norm(hidden) if more is None else layer.attention_norm.of_sum(hidden, more)
-            attended = self._attend(index, layer, layer.qkv(x, crew), rotation, joined, crew)
+            x = layer.attention_norm.of_sum(hidden, more)
+            attended = self._attend(index, layer, layer.qkv(x, crew), joined, crew)
             x = layer.mlp_norm.of_sum(hidden, layer.output(attended, crew))
-            more = layer.down(_gated(layer, layer.gate_up(x, crew)), crew)
+            more = layer.down(self._gated(layer, layer.gate_up(x, crew)), crew)
         if kept is not None:
-            hidden, more = hidden[kept.numpy()], None if more is None else more[kept.numpy()]
-        x = self._final_norm(hidden) if more is None else self._final_norm.of_sum(hidden, more)
-        return torch.from_numpy(self._head(x, crew))
+            hidden, more = hidden[kept.numpy()], more[kept.numpy()]
+        return torch.from_numpy(self._head(self._final_norm.of_sum(hidden, more), crew))
 
     def _attend(
-        self, index: int, layer: Layer, qkv: Array, rotation: Rotation, slots: JoinedAttention, crew: Words
+        self, index: int, layer: Layer[Norm, Product], qkv: Array, slots: JoinedAttention, crew: Words
     ) -> Array:
         """[N, (H + 2 H_kv) D] -> [N, H D]."""
         rows, heads = qkv.shape[0], self._heads
@@ -187,37 +154,18 @@ class CompiledForward:
             qkv,
             heads,
             self._scaling,
-            rotation=rotation if layer.rotary else None,
+            rotation=self._rotation if layer.rotary else None,
             window=layer.window,
             crew=crew,
         )
         return attended.reshape(rows, heads * self._size)
 
-
-def _gated(layer: Layer, both: Array) -> Array:
-    """[N, 2 M] -> [N, M]."""
-    size = both.shape[1] // 2
-    if layer.activation is not None:
-        gated: Array = (layer.activation(torch.from_numpy(both[:, :size])) * torch.from_numpy(both[:, size:])).numpy()
-        return gated
-    y = np.empty((both.shape[0], size), dtype=np.float32)
-    kernels.gate(both, y)
-    return y
-
-
-def _layer(block: Any, path: str, *, frozen: bool) -> Layer:
-    attention, mlp = block.self_attn, block.mlp
-    silu = block.mlp.config.hidden_act in ("silu", "swish")
-    return Layer(
-        attention_norm=Norm(block.input_layernorm),
-        qkv=Product.of(attention, f"{path}self_attn.", QKV, frozen=frozen),
-        query_norm=Norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
-        key_norm=Norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
-        rotary=bool(getattr(attention, "use_rope", True)),
-        window=attention_window(attention),
-        output=Product.of(attention, f"{path}self_attn.", ("o_proj",), frozen=frozen),
-        mlp_norm=Norm(block.post_attention_layernorm),
-        gate_up=Product.of(mlp, f"{path}mlp.", GATE_UP, frozen=frozen),
-        activation=None if silu else mlp.act_fn,
-        down=Product.of(mlp, f"{path}mlp.", ("down_proj",), frozen=frozen),
-    )
+    def _gated(self, layer: Layer[Norm, Product], both: Array) -> Array:
+        """[N, 2 M] -> [N, M]."""
+        y = np.empty((both.shape[0], both.shape[1] // 2), dtype=np.float32)
+        if self._silu:
+            kernels.gate(both, y)
+        else:
+            gate, up = torch.from_numpy(both).chunk(2, dim=-1)
+            torch.mul(layer.activation(gate), up, out=torch.from_numpy(y))
+        return y

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_core.models.attention import SlotAttention
-from rlhf_core.models.compiled import CompiledForward, is_compiled
+from rlhf_core.models.compiled import CompiledForward
 from rlhf_core.models.fused import FUSED, FusedForward
 from rlhf_core.models.lora import Adapter
 
@@ -49,17 +49,26 @@ class PlainForward:
         return logits
 
 
+Written = FusedForward | CompiledForward
+
+
+def write_out(
+    model: Any, *, max_context: int, frozen: bool, pack: bool = False, compute: torch.dtype | None = None
+) -> Written | None:
+    """The forward that is written out for the model's family, None where there is none. With `compute` its projections
+    are computed in that type, as autocast would."""
+    if type(model).__name__ not in FUSED:
+        return None
+    if compute is None and model.device.type == "cpu" and model.dtype == torch.float32:
+        return CompiledForward(model, max_context=max_context, frozen=frozen)
+    return FusedForward(model, max_context=max_context, frozen=frozen, pack=pack, compute=compute)
+
+
 def make_forward(model: Any, *, max_context: int, frozen: bool, pack: bool = False) -> Forward:
     """`frozen`: the weights will not change any more. `pack`: spend their memory again for speed, where it pays."""
-    if is_compiled(model):
-        return CompiledForward(model, max_context=max_context, frozen=frozen)
-    if type(model).__name__ in FUSED:
-        return FusedForward(model, max_context=max_context, frozen=frozen, pack=pack)
-    return PlainForward(model)
+    return write_out(model, max_context=max_context, frozen=frozen, pack=pack) or PlainForward(model)
 
 
 def adapt_forward(forward: Forward, adapted_model: Any, adapter: Adapter) -> Forward:
     """The forward of frozen weights with an adapter beside them; `adapted_model` is the model with its terms."""
-    if isinstance(forward, FusedForward | CompiledForward):
-        return forward.adapted(adapter)
-    return PlainForward(adapted_model)
+    return forward.adapted(adapter) if isinstance(forward, Written) else PlainForward(adapted_model)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -20,14 +19,13 @@ from torch.linalg import vector_norm
 from torch.nn.functional import embedding, rms_norm
 
 from rlhf_core.models.attention import SlotAttention
+from rlhf_core.models.layers import Layer, layers_of
 from rlhf_core.models.lora import Adapter
 from rlhf_core.models.projection import CastPart, FrozenPart, LivePart, Projection
 
 FUSED: Final = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM"}
 )
-QKV: Final = ("q_proj", "k_proj", "v_proj")
-GATE_UP: Final = ("gate_proj", "up_proj")
 Part = Callable[[Sequence[torch.nn.Module]], FrozenPart | LivePart | CastPart]
 
 
@@ -55,23 +53,6 @@ class RMSNorm:
         return (x / length.mul_(self._size**-0.5)).mul_(weight)
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One decoder layer's parts, in the order of use."""
-
-    attention_norm: RMSNorm
-    qkv: Projection
-    query_norm: RMSNorm | None
-    key_norm: RMSNorm | None
-    rotary: bool
-    window: int | None
-    output: Projection
-    mlp_norm: RMSNorm
-    gate_up: Projection
-    activation: Any
-    down: Projection
-
-
 class FusedForward:
     """Logits of a step's tokens. `frozen` says that the weights will not change, so they may be joined, and packed
     too: `pack` takes that much memory again. With `compute` the projections are copies in that type, as of the last
@@ -92,25 +73,16 @@ class FusedForward:
         part: Part = partial(FrozenPart, pack=pack) if frozen else LivePart
         if compute is not None:
             part = partial(CastPart, dtype=compute)
-        layers = enumerate(model.model.layers)
-        self._layers = [_layer(block, f"model.layers.{index}.", part) for index, block in layers]
-        self._head = _projection(model, "", ("lm_head",), part)
+        project = partial(_projection, part)
+        self._layers = layers_of(model, RMSNorm, project)
+        self._head = project(model, "", ("lm_head",))
         self._cos, self._sin = rotary_tables(model.model, torch.arange(max_context, device=model.device))
 
     def adapted(self, adapter: Adapter) -> FusedForward:
         """The same weights with an adapter's terms beside them; shares every tensor."""
         twin = copy.copy(self)
         twin._head = self._head.adapted(adapter)
-        twin._layers = [
-            replace(
-                layer,
-                qkv=layer.qkv.adapted(adapter),
-                output=layer.output.adapted(adapter),
-                gate_up=layer.gate_up.adapted(adapter),
-                down=layer.down.adapted(adapter),
-            )
-            for layer in self._layers
-        ]
+        twin._layers = [layer.adapted(adapter) for layer in self._layers]
         return twin
 
     def refresh(self) -> None:
@@ -131,7 +103,9 @@ class FusedForward:
             hidden = hidden[kept]
         return self._head(self._final_norm(hidden))
 
-    def _attend(self, index: int, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, slots: SlotAttention) -> Tensor:
+    def _attend(
+        self, index: int, layer: Layer[RMSNorm, Projection], x: Tensor, cos: Tensor, sin: Tensor, slots: SlotAttention
+    ) -> Tensor:
         rows, heads, kv_heads = x.shape[0], self._heads, self._kv_heads
         qkv = layer.qkv(x).view(rows, heads + 2 * kv_heads, self._size)
         heads_in, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
@@ -147,29 +121,12 @@ class FusedForward:
         )
         return layer.output(attended.reshape(rows, heads * self._size))
 
-    def _feed_forward(self, layer: Layer, x: Tensor) -> Tensor:
+    def _feed_forward(self, layer: Layer[RMSNorm, Projection], x: Tensor) -> Tensor:
         gate, up = layer.gate_up(x).chunk(2, dim=-1)
         return layer.down(layer.activation(gate) * up)
 
 
-def _layer(block: Any, path: str, part: Part) -> Layer:
-    attention, mlp = block.self_attn, block.mlp
-    return Layer(
-        attention_norm=RMSNorm(block.input_layernorm),
-        qkv=_projection(attention, f"{path}self_attn.", QKV, part),
-        query_norm=RMSNorm(attention.q_norm) if hasattr(attention, "q_norm") else None,
-        key_norm=RMSNorm(attention.k_norm) if hasattr(attention, "k_norm") else None,
-        rotary=bool(getattr(attention, "use_rope", True)),
-        window=attention_window(attention),
-        output=_projection(attention, f"{path}self_attn.", ("o_proj",), part),
-        mlp_norm=RMSNorm(block.post_attention_layernorm),
-        gate_up=_projection(mlp, f"{path}mlp.", GATE_UP, part),
-        activation=mlp.act_fn,
-        down=_projection(mlp, f"{path}mlp.", ("down_proj",), part),
-    )
-
-
-def _projection(parent: Any, path: str, names: tuple[str, ...], part: Part) -> Projection:
+def _projection(part: Part, parent: Any, path: str, names: Sequence[str]) -> Projection:
     modules = [getattr(parent, name) for name in names]
     return Projection(
         part(modules), [(path + name, module.out_features) for name, module in zip(names, modules, strict=True)]
@@ -179,14 +136,6 @@ def _projection(parent: Any, path: str, names: tuple[str, ...], part: Part) -> P
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x cos + rotate_half(x) sin (Su et al. 2104.09864), the sign moved into `sin`. x [N, H, D], tables [N, 1, D]."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
-
-
-def attention_window(attention: Any) -> int | None:
-    """Sliding window of a layer in tokens. Mistral's is the configuration's, for every layer."""
-    window = getattr(attention, "sliding_window", None)
-    if type(attention).__name__ == "MistralAttention":
-        window = attention.config.sliding_window
-    return window
 
 
 def rotary_tables(trunk: Any, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 from torch.linalg import vector_norm
 
 from rlhf_core.models.attention import SlotAttention, refuse_dropout
-from rlhf_core.models.fused import FUSED, attention_window, rotary_tables, rotated
+from rlhf_core.models.fused import FUSED, rotary_tables, rotated
+from rlhf_core.models.layers import attention_window
 
 WRITTEN: Final = frozenset(name.replace("ForCausalLM", "Model") for name in FUSED)
 

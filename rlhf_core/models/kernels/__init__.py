@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from rlhf_core.models.kernels.attention import attend_one, store
 from rlhf_core.models.kernels.compiling import exp
-from rlhf_core.models.kernels.rows import add_norm, gate, norm, norm_heads
+from rlhf_core.models.kernels.draws import LEFT_OUT
+from rlhf_core.models.kernels.rows import add_norm, gate, norm_heads
 from rlhf_core.models.kernels.shared import AWAKE, HANDS, WORDS, attend, draw, help_out, multiply
 
 __all__ = [
     "AWAKE",
     "HANDS",
+    "LEFT_OUT",
     "WORDS",
     "add_norm",
     "attend",
@@ -28,7 +30,6 @@ __all__ = [
     "gate",
     "help_out",
     "multiply",
-    "norm",
     "norm_heads",
     "store",
 ]

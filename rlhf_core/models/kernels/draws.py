@@ -10,6 +10,8 @@ from rlhf_core.models.kernels.compiling import LOWEST, ONE, ZERO, compiled, exp
 
 BLOCK: Final = 256
 """Tokens whose probabilities are summed up before one is looked for among them."""
+LEFT_OUT: Final = -1.0
+"""The temperature of a row of which nothing is drawn."""
 
 
 @compiled
@@ -31,6 +33,8 @@ def _pass(shares: Any, sums: Any, target: float) -> int:
 
 @compiled
 def draw_row(logits: Any, temperature: Any, uniform: float) -> Any:
+    if temperature < ZERO:
+        return 0, ZERO
     size = logits.size
     inverse = ONE / temperature if temperature > ZERO else ONE
     best, most, wrong = 0, LOWEST, 0

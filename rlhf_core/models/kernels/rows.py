@@ -20,13 +20,6 @@ def _norm_row(x: Any, weight: Any, epsilon: Any, y: Any) -> None:
 
 
 @compiled
-def norm(x: Any, weight: Any, epsilon: Any, y: Any) -> None:
-    """y = x / sqrt(mean(x^2) + epsilon) * weight, over rows [N, K] (RMSNorm, Zhang and Sennrich 2019)."""
-    for row in range(x.shape[0]):
-        _norm_row(x[row], weight, epsilon, y[row])
-
-
-@compiled
 def add_norm(x: Any, more: Any, weight: Any, epsilon: Any, y: Any) -> None:
     """x += more, and y the norm of that; all [N, K]."""
     for row in range(x.shape[0]):

@@ -224,7 +224,8 @@ def attend(
 @compiled
 def draw(logits: Any, temperatures: Any, uniforms: Any, tokens: Any, logprobs: Any, crew: Any) -> None:
     """Draw a token of each row of logits [N, V] by inverse transform: the first one at which the running sum of
-    softmax(logits / temperature) passes the row's number in [0, 1); the most probable one for a temperature of 0.
+    softmax(logits / temperature) passes the row's number in [0, 1); the most probable one for a temperature of 0,
+    and none for one of LEFT_OUT.
 
     tokens [N] is -1 where a logit is NaN or infinite, though single ones may be -inf; logprobs [N] in nats, at
     temperature 1 for one of 0.

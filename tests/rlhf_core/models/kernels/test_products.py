@@ -1,0 +1,40 @@
+"""Products against numbers worked by hand, and against torch over shapes that their blocks do not divide."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlhf_core.models import kernels
+from tests.rlhf_core.models.kernels.arrays import ALONE, NOTHING, array, close, noise
+
+
+def test_a_product_of_five_outputs_is_what_the_hand_works_out() -> None:
+    x = array([1, 2], [3, 4], [-1, 0])
+    weight = array([1, 0], [0, 1], [1, 1], [2, -1], [0, 3])
+    y = np.empty((3, 5), dtype=np.float32)
+    kernels.multiply(x, weight, array(10, 20, 30, 40, 50), y, 0, ALONE)
+    # Second row: 3 + 10, 4 + 20, 3 + 4 + 30, 2 * 3 - 4 + 40, 3 * 4 + 50.
+    assert y.tolist() == [[11, 22, 33, 40, 56], [13, 24, 37, 42, 62], [9, 20, 29, 38, 50]]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("outputs", [1, 3, 4, 5, 7, 64, 513])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 64, 65, 129])
+def test_products_are_torchs_and_leave_other_columns_alone(rows: int, outputs: int, bias: bool) -> None:
+    x, weight = noise(rows, 37), noise(outputs, 37, seed=1)
+    added = noise(outputs, seed=2) if bias else NOTHING
+    y = np.full((rows, outputs + 5), 7.0, dtype=np.float32)
+    kernels.multiply(x, weight, added, y, 2, ALONE)
+    expected = x.astype(np.float64) @ weight.T.astype(np.float64) + (added if bias else 0.0)
+    assert y[:, 2:-3] == close(expected)
+    assert (y[:, :2] == 7).all()
+    assert (y[:, -3:] == 7).all()
+
+
+def test_a_row_is_multiplied_alike_whatever_stands_beside_it() -> None:
+    x, weight = noise(1, 37), noise(64, 37, seed=1)
+    alone, crowded = np.empty((1, 64), dtype=np.float32), np.empty((5, 64), dtype=np.float32)
+    kernels.multiply(x, weight, NOTHING, alone, 0, ALONE)
+    kernels.multiply(np.concatenate([noise(3, 37, seed=2), x, x]), weight, NOTHING, crowded, 0, ALONE)
+    assert crowded[3:] == close(np.repeat(alone, 2, axis=0), 1e-6)
