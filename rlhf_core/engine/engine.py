@@ -170,7 +170,7 @@ class Engine:
         if not drawing:
             return []
         try:
-            draws = sample(logits, drawing, self._random)
+            draws = sample(logits, drawing, self._random, by_kernel=runner.by_kernel)
         except ModelError as error:
             return self._fail(plan.lane, str(error))
         rows = zip(drawing, draws.token_ids, draws.logprobs, draws.top, strict=True)

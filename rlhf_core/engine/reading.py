@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlhf_core.engine.cache import CachedLayer, SlotCache
-from rlhf_core.models import kernels
 from rlhf_core.models.attention import Rotation, hidden_positions, seen_positions
 
 CALL_POSITIONS = 64
@@ -98,6 +97,9 @@ class SlotStep:
     ) -> NDArray[np.float32]:
         """qkv [N, H + 2 H_kv, D], `heads` queries first, is rotated in place -> [N, H, D]: attention of a CPU in
         float32. The step's keys and values are stored."""
+        # Here, because a process that does without kernels does without their compiler too.
+        from rlhf_core.models import kernels
+
         joined = torch.from_numpy(qkv).transpose(0, 1)
         kv_heads = (qkv.shape[1] - heads) // 2
         cached = self.cache.layer(layer, joined[heads : heads + kv_heads], joined[heads + kv_heads :])

@@ -25,6 +25,8 @@ class Runner:
         self.cache = SlotCache(slots, max_context)
         self._device = policy.model.device
         self._forward = policy.forward or make_forward(policy.model, max_context=max_context, frozen=False)
+        self.by_kernel = self._forward.by_kernel
+        """Whether a kernel draws from the logits."""
         self._record = record
         self._recorded = self._recording()
 

@@ -20,11 +20,9 @@ from torch import Tensor
 from rlhf_core.engine.restrict import adjusted_logits, needs_tensors, restrict
 from rlhf_core.engine.sequence import Sequence, TopLogprobs, is_greedy
 from rlhf_core.errors import ModelError
-from rlhf_core.models import kernels
-from rlhf_core.models.kernels.crew import muster
-from rlhf_core.models.kernels.draws import BLOCK
 
 NOT_FINITE = "the policy's logits are not finite"
+BLOCK = 256
 BELOW_ONE = 1.0 - 2.0**-53
 
 
@@ -40,14 +38,14 @@ class Draws:
     """The most probable tokens with their logprobs, as many as each request asked for."""
 
 
-def sample(logits: Tensor, sequences: Rows[Sequence], shared: random.Random) -> Draws:
+def sample(logits: Tensor, sequences: Rows[Sequence], shared: random.Random, *, by_kernel: bool) -> Draws:
     """logits [B, V] -> one draw per row; `shared` is for the sequences without a seed. May overwrite `logits`.
 
+    `by_kernel`: rows that draw from their whole distribution do so by a kernel; of a CPU and float32 alone.
     Raises ModelError when the logits are not finite.
     """
     # Each sequence that is not greedy takes one number from its own or the shared source.
     numbers = [0.0 if is_greedy(s) else (s.uniforms or shared).random() for s in sequences]
-    by_kernel = logits.device.type == "cpu" and logits.dtype == torch.float32
     others = [row for row, sequence in enumerate(sequences) if not by_kernel or needs_tensors(sequence)]
     if len(others) == len(sequences):
         return _sample_by_tensors(logits, sequences, numbers)
@@ -61,6 +59,10 @@ def sample(logits: Tensor, sequences: Rows[Sequence], shared: random.Random) -> 
 
 def _sample_by_kernel(logits: Tensor, sequences: Rows[Sequence], numbers: list[float], left_out: list[int]) -> Draws:
     """Draws from the whole distribution, of all rows but those to be left out."""
+    # Here, because a process that does without kernels does without their compiler too.
+    from rlhf_core.models import kernels
+    from rlhf_core.models.kernels.crew import muster
+
     temperatures = np.array([0.0 if is_greedy(s) else s.request.sampling.temperature for s in sequences], np.float32)
     temperatures[left_out] = kernels.LEFT_OUT
     tokens = np.empty(len(sequences), dtype=np.int64)

@@ -97,6 +97,7 @@ class CompiledForward:
     learn where they lie, and are followed: not to another place, to which `parameter.data = ...` would move them."""
 
     recordable = False
+    by_kernel = True
 
     def __init__(self, model: Any, *, max_context: int, frozen: bool) -> None:
         config = model.config

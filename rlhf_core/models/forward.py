@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from rlhf_core.models.attention import SlotAttention
-from rlhf_core.models.compiled import CompiledForward
 from rlhf_core.models.fused import FUSED, FusedForward
 from rlhf_core.models.lora import Adapter
 
@@ -19,6 +18,9 @@ class Forward(Protocol):
     recordable: bool
     """Whether a CUDA graph can hold a call of it: it never asks the device for a value, and its weights stay where they
     are."""
+
+    by_kernel: bool
+    """Whether a kernel draws from its logits, which are a CPU's and float32 then."""
 
     def __call__(self, token_ids: Tensor, positions: Tensor, kept: Tensor | None, slots: SlotAttention) -> Tensor:
         """token_ids and positions [N] -> logits [K, V] of the rows `kept` [K], of all N for None."""
@@ -33,6 +35,7 @@ class PlainForward:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self.by_kernel = has_kernels(model)
         # transformers hands a mask of four dimensions through as it is, and so builds none.
         self._no_mask = torch.zeros(1, 1, 1, 1, device=model.device)
 
@@ -49,26 +52,52 @@ class PlainForward:
         return logits
 
 
-Written = FusedForward | CompiledForward
+class WrittenForward(Forward, Protocol):
+    """One that is written out for a family of models."""
+
+    def adapted(self, adapter: Adapter) -> WrittenForward:
+        """The same weights with an adapter's terms beside them."""
+        ...
+
+    def refresh(self) -> None:
+        """Copy again what was copied from weights that have changed since."""
+        ...
 
 
 def write_out(
-    model: Any, *, max_context: int, frozen: bool, pack: bool = False, compute: torch.dtype | None = None
-) -> Written | None:
+    model: Any,
+    *,
+    max_context: int,
+    frozen: bool,
+    pack: bool = False,
+    compute: torch.dtype | None = None,
+    kernels: bool = True,
+) -> WrittenForward | None:
     """The forward that is written out for the model's family, None where there is none. With `compute` its projections
-    are computed in that type, as autocast would."""
+    are computed in that type, as autocast would; without `kernels` a CPU in float32 does without them."""
     if type(model).__name__ not in FUSED:
         return None
-    if compute is None and model.device.type == "cpu" and model.dtype == torch.float32:
+    if kernels and compute is None and has_kernels(model):
+        # Here, because a process that does without kernels does without their compiler too.
+        from rlhf_core.models.compiled import CompiledForward
+
         return CompiledForward(model, max_context=max_context, frozen=frozen)
     return FusedForward(model, max_context=max_context, frozen=frozen, pack=pack, compute=compute)
 
 
+def has_kernels(model: Any) -> bool:
+    """Whether there are kernels (models/kernels/) where the model is, for the type that it is in."""
+    return bool(model.device.type == "cpu" and model.dtype == torch.float32)
+
+
 def make_forward(model: Any, *, max_context: int, frozen: bool, pack: bool = False) -> Forward:
     """`frozen`: the weights will not change any more. `pack`: spend their memory again for speed, where it pays."""
-    return write_out(model, max_context=max_context, frozen=frozen, pack=pack) or PlainForward(model)
+    written = write_out(model, max_context=max_context, frozen=frozen, pack=pack)
+    return PlainForward(model) if written is None else written
 
 
 def adapt_forward(forward: Forward, adapted_model: Any, adapter: Adapter) -> Forward:
     """The forward of frozen weights with an adapter beside them; `adapted_model` is the model with its terms."""
-    return forward.adapted(adapter) if isinstance(forward, Written) else PlainForward(adapted_model)
+    if isinstance(forward, PlainForward):
+        return PlainForward(adapted_model)
+    return cast(WrittenForward, forward).adapted(adapter)

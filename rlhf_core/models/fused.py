@@ -62,6 +62,7 @@ class FusedForward:
         self, model: Any, *, max_context: int, frozen: bool, pack: bool = False, compute: torch.dtype | None = None
     ) -> None:
         self.recordable = frozen
+        self.by_kernel = False
         config = model.config
         attention = model.model.layers[0].self_attn
         self._heads: int = config.num_attention_heads

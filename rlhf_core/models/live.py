@@ -7,16 +7,20 @@ bfloat16), it is taken by `refresh`, after the weights learned.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
-from rlhf_core.models.forward import Forward, PlainForward, write_out
+from rlhf_core.models.forward import Forward, PlainForward, has_kernels, write_out
 from rlhf_core.models.lora_layers import current_terms
 
 if TYPE_CHECKING:
     from rlhf_core.models.attention import SlotAttention
+
+WORTH_A_COMPILER: Final = 200 << 20
+"""Bytes of weights from which sampling is done by kernels. Their compiler stays in memory, 100 MB of it, beside which a
+small model's training is small; and the less of it is sampling."""
 
 
 class LiveForward:
@@ -29,7 +33,11 @@ class LiveForward:
         self._model = model
         self._lora = lora
         self._dtype = torch.bfloat16 if compute == "bfloat16" else None
-        self._written = write_out(model, max_context=max_context, frozen=lora, compute=self._dtype)
+        size = sum(parameter.nbytes for parameter in model.parameters())
+        self.by_kernel = self._dtype is None and has_kernels(model) and size >= WORTH_A_COMPILER
+        self._written = write_out(
+            model, max_context=max_context, frozen=lora, compute=self._dtype, kernels=self.by_kernel
+        )
         self._now: Forward = PlainForward(model)
         self.refresh()
 

@@ -3,16 +3,18 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from rlhf_core.engine.sampling import sample
+from rlhf_core.engine.sampling import sample as sample_either_way
 from rlhf_core.engine.sequence import COLDEST, GenerationRequest, Sequence
 from rlhf_core.errors import ModelError
 from rlhf_core.records import Sampling
 
+sample = partial(sample_either_way, by_kernel=True)
 PROBS = (0.4, 0.3, 0.15, 0.1, 0.05)
 
 
@@ -260,7 +262,7 @@ def test_rows_that_need_tensors_and_rows_that_do_not_draw_side_by_side_as_apart(
 
 def test_a_bfloat16_row_is_drawn_as_well() -> None:
     logits = torch.tensor(PROBS).log().repeat(20_000, 1).bfloat16()
-    counts = Counter(sample(logits, [sequence()] * 20_000, random.Random(0)).token_ids)
+    counts = Counter(sample_either_way(logits, [sequence()] * 20_000, random.Random(0), by_kernel=False).token_ids)
     rounded = torch.tensor(PROBS).log().bfloat16().double().softmax(-1).tolist()
     assert chi_square(counts, dict(enumerate(rounded))) < 18.5
 
