@@ -6,12 +6,12 @@ Reads the small files alone; no torch. The server asks before it loads, the comm
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 from rlhf_core.checkpoints import load_manifest
 from rlhf_core.errors import CheckpointError
+from rlhf_core.weight_files import read_headers
 
 SHAPE = (
     "model_type",
@@ -29,9 +29,6 @@ SHAPE = (
 """The entries of config.json that training never changes; others differ between releases of the library."""
 FINENESS = {"F16": 1, "BF16": 1, "F32": 2, "F64": 3}
 """Of the dtypes that weights may have, by their safetensors names. Training computes, and saves, in F32."""
-
-Header = dict[str, dict[str, Any]]
-"""Of safetensors files: the name of each tensor to its `dtype` and `shape`."""
 
 
 def require_same_shape(new: Path, old: Path) -> None:
@@ -54,23 +51,13 @@ def require_same_shape(new: Path, old: Path) -> None:
 
 def _require_same_weights(new: Path, old: Path) -> None:
     """Raises CheckpointError where a weight has another shape, or is stored more coarsely or as something else."""
-    ours, theirs = _header(new), _header(old)
+    ours, theirs = read_headers(new), read_headers(old)
     for name in sorted(ours.keys() & theirs.keys()):
         shape, dtype, was = ours[name]["shape"], ours[name]["dtype"], theirs[name]["dtype"]
         if shape != theirs[name]["shape"]:
             raise CheckpointError(f"{new.name} has {name} of {shape}, {old.name} has {theirs[name]['shape']}")
         if dtype != was and FINENESS.get(dtype, 0) <= FINENESS.get(was, 0):
             raise CheckpointError(f"{new.name} has {name} in {dtype}, {old.name} has {was}")
-
-
-def _header(directory: Path) -> Header:
-    found: Header = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            found |= json.loads(file.read(length))
-    found.pop("__metadata__", None)
-    return found
 
 
 def _config(directory: Path) -> dict[str, Any]:

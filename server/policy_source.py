@@ -17,7 +17,7 @@ import structlog
 from rlhf_core.checkpoints import checkpoint_path, new_checkpoint_id, seal, verify
 from rlhf_core.compatibility import require_same_shape
 from rlhf_core.engine.engine import probe
-from rlhf_core.engine.memory import available_memory, check_fits, plan_memory
+from rlhf_core.engine.memory import available_memory, check_fits, plan_memory, require_room
 from rlhf_core.errors import AttuneError, CheckpointError, ConflictError, ModelError
 from rlhf_core.models.adapted import base_of, load_adapted
 from rlhf_core.models.allocation import returned_when_dropped
@@ -86,8 +86,23 @@ class PolicySource:
         resident = None if serving is None else serving.base or serving
         if resident is not None and resident.checkpoint_id == directory.name:
             return resident
+        self._require_room(directory)
         with returned_when_dropped():
             return load_policy(directory, checkpoint_id=directory.name, **self._options)
+
+    def _require_room(self, directory: Path) -> None:
+        """A policy may be stored in a larger type than the one before it. Raises ModelError."""
+        device = choose_device(self._options["device"])
+        plan = plan_memory(
+            directory,
+            max_running=0,
+            max_context=self._options["max_context"],
+            prefix_cache_tokens=0,
+            dtype=choose_dtype(self._options["dtype"], device),
+            device=device,
+            packed=self._options["pack"],
+        )
+        require_room(plan, available_memory(device))
 
     def probe(self, policy: LoadedPolicy) -> None:
         """All weights, and the logits of a few greedy tokens, must be finite. Raises ModelError."""
@@ -112,6 +127,7 @@ def source_for_machine(settings: Settings, live: PolicyVersion) -> PolicySource:
             max_context=settings.max_context,
             prefix_cache_tokens=settings.prefix_cache_tokens,
             dtype=dtype,
+            device=device,
             packed=packed,
         )
         for packed in (False, True)

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding, linear
+from torch.overrides import TorchFunctionMode
 
 from rlhf_core.engine.sequence import Sequence
 from rlhf_core.errors import ModelError
@@ -27,9 +29,9 @@ def require_agreement(policy: LoadedPolicy, sequences: Rows[Sequence]) -> None:
     gaps = [
         abs(own - stored)
         for sequence in sequences
-        for own, stored in zip(own_logprobs(policy.model, sequence), sequence.logprobs, strict=True)
+        for own, stored in zip(own_logprobs(policy, sequence), sequence.logprobs, strict=True)
     ]
-    mean, allowed = sum(gaps) / len(gaps), TOLERANCE[policy.model.dtype]
+    mean, allowed = sum(gaps) / len(gaps), TOLERANCE[policy.dtype]
     if not mean <= allowed:
         raise ModelError(
             f"{type(policy.model).__name__} gives other probabilities in the engine than by itself: "
@@ -37,11 +39,28 @@ def require_agreement(policy: LoadedPolicy, sequences: Rows[Sequence]) -> None:
         )
 
 
+class _ComputedIn(TorchFunctionMode):
+    """Weights of another type become this one as they are used, one module's at a time."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(self, function: Any, _types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if function is linear:
+            arguments = [each if each is None else each.to(self._dtype) for each in arguments]
+        result = function(*arguments, **(keywords or {}))
+        return result.to(self._dtype) if function is embedding else result
+
+
 @torch.inference_mode()
-def own_logprobs(model: Any, sequence: Sequence) -> list[float]:
-    """The logprob of each response token when `model` is called as usual, at temperature 1, in float32."""
+def own_logprobs(policy: LoadedPolicy, sequence: Sequence) -> list[float]:
+    """The logprob of each response token when the policy's model is called as usual, in the type that it is computed
+    in, at temperature 1."""
+    model: Any = policy.model
     prompt = sequence.request.prompt_token_ids
     token_ids = torch.tensor([[*prompt, *sequence.token_ids]], device=model.device)
-    logits: Tensor = model(input_ids=token_ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    with _ComputedIn(policy.dtype):
+        logits: Tensor = model(input_ids=token_ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
     own: list[float] = logits.float().log_softmax(dim=-1).gather(1, token_ids[0, len(prompt) :, None])[:, 0].tolist()
     return own

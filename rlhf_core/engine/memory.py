@@ -4,11 +4,9 @@ headers of weight files: no weight is read, so a model that cannot fit is refuse
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +14,10 @@ import torch
 from transformers import AutoConfig
 
 from rlhf_core.errors import ModelError
+from rlhf_core.models.placement import choose_weights_dtype
+from rlhf_core.weight_files import count_numbers
 
+CPU: Final = torch.device("cpu")
 WEIGHT_SETS: Final = 2
 """The active policy, and the one that drains beside it after a swap."""
 SAMPLING_BYTES: Final = 32
@@ -28,7 +29,7 @@ class MemoryPlan:
     """Upper bounds, in bytes unless said otherwise."""
 
     weights: int
-    """One weight set, in the type that it is served in, with its packed copy if there is one."""
+    """One weight set, in the type that it is held in, with its packed copy if there is one."""
     kv_per_token: int
     max_running: int
     max_context: int
@@ -71,21 +72,24 @@ def plan_memory(
     max_context: int,
     prefix_cache_tokens: int,
     dtype: torch.dtype,
+    device: torch.device = CPU,
     packed: bool = False,
 ) -> MemoryPlan:
-    """What serving a model directory takes. `packed`: projections are held a second time, in a faster layout.
+    """What serving a model directory takes, computed in `dtype` on a device. `packed`: projections are held a second
+    time, in a faster layout.
 
     Raises ModelError when the directory has no configuration or no weight file that can be read.
     """
     try:
         config: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        parameters = sum(count_parameters(path) for path in sorted(directory.glob("*.safetensors")))
+        parameters = count_numbers(directory)
+        held = choose_weights_dtype(directory, config, dtype, device)
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise ModelError(f"{directory} cannot be measured: {error}") from None
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None) or max_context
     return MemoryPlan(
-        weights=parameters * dtype.itemsize * (2 if packed else 1),
+        weights=parameters * held.itemsize * (2 if packed else 1),
         kv_per_token=kv_elements(text) * dtype.itemsize,
         max_running=max_running,
         max_context=min(max_context, int(limit)),
@@ -93,14 +97,6 @@ def plan_memory(
         vocab_size=int(text.vocab_size),
         parameters=parameters,
     )
-
-
-def count_parameters(path: Path) -> int:
-    """Numbers in a safetensors file: its first 8 bytes are the length of the JSON header that follows."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(length))
-    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
 def kv_elements(config: Any) -> int:
@@ -122,6 +118,14 @@ def check_fits(plan: MemoryPlan, available: int) -> None:
         raise ModelError(
             f"the model does not fit: {in_words(available)} of memory are available, and serving takes {plan}; lower "
             "ATTUNE_MAX_RUNNING, ATTUNE_MAX_CONTEXT or ATTUNE_PREFIX_CACHE_TOKENS, or serve a smaller model"
+        )
+
+
+def require_room(plan: MemoryPlan, available: int) -> None:
+    """Raises ModelError with both numbers when another weight set does not fit into `available` bytes."""
+    if plan.weights > available:
+        raise ModelError(
+            f"its weights take {in_words(plan.weights)}, and {in_words(available)} of memory are available"
         )
 
 

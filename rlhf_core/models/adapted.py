@@ -34,7 +34,7 @@ def load_adapted(
     directory: Path, base: LoadedPolicy, *, policy_version: int = 0, checkpoint_id: str = "", weights_sha256: str = ""
 ) -> LoadedPolicy:
     """An adapter beside the weights of a loaded base; shares all of them. Raises ModelError when it does not fit."""
-    adapter = load_adapter(directory, base.model)
+    adapter = load_adapter(directory, base.model, base.dtype)
     model = with_adapter(base.model, adapter)
     return replace(
         base,

@@ -27,6 +27,8 @@ from rlhf_core.models.lora import Adapter
 from rlhf_core.models.projection import LowRank, join
 
 Array = NDArray[np.float32]
+Weight = NDArray[np.float32] | NDArray[np.uint16]
+"""Of uint16: the bits of bfloat16 numbers."""
 
 _NONE: Final[Array] = np.zeros(0, dtype=np.float32)
 
@@ -35,7 +37,7 @@ _NONE: Final[Array] = np.zeros(0, dtype=np.float32)
 class Product:
     """One product for modules that share their input, and an adapter's term where there is one."""
 
-    weights: Sequence[Array]
+    weights: Sequence[Weight]
     """[M, K] each: one for all modules where they are joined. They lie where the modules' own do."""
     biases: Sequence[Array]
     """[M], or nothing, for each weight."""
@@ -48,18 +50,19 @@ class Product:
         """Of the modules of `parent` with these names. Frozen ones are joined: theirs become views of one weight."""
         parts = [getattr(parent, name) for name in names]
         modules = [(path + name, part.out_features) for name, part in zip(names, parts, strict=True)]
-        biases = [_NONE if part.bias is None else part.bias.detach().numpy() for part in parts]
+        biases = [_NONE if part.bias is None else part.bias.detach().float().numpy() for part in parts]
         if not frozen or len(parts) == 1:
-            return cls([part.weight.detach().numpy() for part in parts], biases, modules)
+            return cls([_weight(part.weight) for part in parts], biases, modules)
         # Of joined projections all have a bias or none has: that is how every family builds them.
-        return cls([join(parts).numpy()], [np.concatenate(biases)], modules)
+        return cls([_weight(join(parts))], [np.concatenate(biases)], modules)
 
     def __call__(self, x: Array, crew: Words) -> Array:
         """[N, K] -> [N, sum of M]."""
         y = np.empty((x.shape[0], self.outputs), dtype=np.float32)
         column = 0
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            kernels.multiply(x, weight, bias, y, column, crew)
+            multiply = kernels.multiply if weight.dtype == np.float32 else kernels.multiply_bfloat16
+            multiply(x, weight, bias, y, column, crew)
             column += weight.shape[0]
         if self.term is not None:
             torch.from_numpy(y).addmm_(torch.from_numpy(x) @ self.term.down, self.term.up)
@@ -74,11 +77,18 @@ class Product:
         return replace(self, term=adapter.joined(self.modules))
 
 
+def _weight(parameter: Tensor) -> Weight:
+    """What a kernel multiplies, where it lies."""
+    held = parameter.detach()
+    array: Weight = (held.view(torch.uint16) if held.dtype == torch.bfloat16 else held).numpy()
+    return array
+
+
 class Norm:
     """A module's RMSNorm over the last dimension."""
 
     def __init__(self, module: Any) -> None:
-        self.weight: Array = module.weight.detach().numpy()
+        self.weight: Array = module.weight.detach().float().numpy()
         self.epsilon = np.float32(module.variance_epsilon)
 
     def of_sum(self, x: Array, more: Array) -> Array:
@@ -94,7 +104,8 @@ class Norm:
 
 class CompiledForward:
     """Logits of a step's tokens. `frozen` says that the weights will not change, so they may be joined; others may
-    learn where they lie, and are followed: not to another place, to which `parameter.data = ...` would move them."""
+    learn where they lie, and are followed: not to another place, to which `parameter.data = ...` would move them.
+    Weights in bfloat16 are computed with as the float32 numbers that they are too."""
 
     recordable = False
     by_kernel = True
@@ -112,7 +123,7 @@ class CompiledForward:
         self._layers = layers_of(model, Norm, product)
         self._head = product(model, "", ("lm_head",))
         self._silu = config.hidden_act in ("silu", "swish")
-        cos, sin = rotary_tables(model.model, torch.arange(max_context))
+        cos, sin = rotary_tables(model.model, torch.arange(max_context), torch.float32)
         self._rotation = Rotation(cos[:, 0].contiguous().numpy(), sin[:, 0].contiguous().numpy())
 
     def adapted(self, adapter: Adapter) -> CompiledForward:
@@ -130,7 +141,7 @@ class CompiledForward:
         joined = cast(JoinedAttention, slots)
         assert int(positions.max()) < len(self._rotation.cos), "a token beyond the context"
         crew = muster()
-        hidden: Array = embedding(token_ids, self._embedding).numpy()
+        hidden: Array = embedding(token_ids, self._embedding).float().numpy()
         more = np.zeros_like(hidden)
         for index, layer in enumerate(self._layers):
             x = layer.attention_norm.of_sum(hidden, more)

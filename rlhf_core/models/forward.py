@@ -35,7 +35,7 @@ class PlainForward:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.by_kernel = has_kernels(model)
+        self.by_kernel = has_kernels(model, model.dtype)
         # transformers hands a mask of four dimensions through as it is, and so builds none.
         self._no_mask = torch.zeros(1, 1, 1, 1, device=model.device)
 
@@ -75,24 +75,29 @@ def write_out(
 ) -> WrittenForward | None:
     """The forward that is written out for the model's family, None where there is none. With `compute` its projections
     are computed in that type, as autocast would; without `kernels` a CPU in float32 does without them."""
+    compute = compute or model.dtype
     if type(model).__name__ not in FUSED:
         return None
-    if kernels and compute is None and has_kernels(model):
+    if kernels and has_kernels(model, compute):
         # Here, because a process that does without kernels does without their compiler too.
         from rlhf_core.models.compiled import CompiledForward
 
         return CompiledForward(model, max_context=max_context, frozen=frozen)
-    return FusedForward(model, max_context=max_context, frozen=frozen, pack=pack, compute=compute)
+    other = None if compute == model.dtype else compute
+    return FusedForward(model, max_context=max_context, frozen=frozen, pack=pack, compute=other)
 
 
-def has_kernels(model: Any) -> bool:
-    """Whether there are kernels (models/kernels/) where the model is, for the type that it is in."""
-    return bool(model.device.type == "cpu" and model.dtype == torch.float32)
+def has_kernels(model: Any, dtype: torch.dtype) -> bool:
+    """Whether there are kernels (models/kernels/) where the model is that compute in this type."""
+    return bool(model.device.type == "cpu" and dtype == torch.float32)
 
 
-def make_forward(model: Any, *, max_context: int, frozen: bool, pack: bool = False) -> Forward:
-    """`frozen`: the weights will not change any more. `pack`: spend their memory again for speed, where it pays."""
-    written = write_out(model, max_context=max_context, frozen=frozen, pack=pack)
+def make_forward(
+    model: Any, *, max_context: int, frozen: bool, dtype: torch.dtype | None = None, pack: bool = False
+) -> Forward:
+    """`frozen`: the weights will not change any more. `dtype`: what to compute in, the weights' own if not given.
+    `pack`: spend their memory again for speed, where it pays."""
+    written = write_out(model, max_context=max_context, frozen=frozen, pack=pack, compute=dtype)
     return PlainForward(model) if written is None else written
 
 

@@ -139,10 +139,12 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def rotary_tables(trunk: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin [N, 1, D] for positions [N]; sin negated in the first half (see `rotated`)."""
+def rotary_tables(trunk: Any, positions: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """cos and sin [N, 1, D] for positions [N], in the embedding's type if no other is given; sin negated in the first
+    half (see `rotated`)."""
     with torch.no_grad():
-        cos, sin = trunk.rotary_emb(trunk.embed_tokens.weight[:1], position_ids=positions[None])
+        like = trunk.embed_tokens.weight[:1]
+        cos, sin = trunk.rotary_emb(like if dtype is None else like.to(dtype), position_ids=positions[None])
     sin = sin[0].clone()
     sin[:, : sin.shape[-1] // 2].neg_()
     return cos[0].unsqueeze(1), sin.unsqueeze(1)

@@ -12,6 +12,7 @@ import inspect
 import json
 import logging
 import shutil
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from rlhf_core.errors import InvalidRequestError, ModelError
 from rlhf_core.models.attention import ATTENTION, register_attention
 from rlhf_core.models.forward import Forward, make_forward
 from rlhf_core.models.inspection import AttentionLayer, inspect_attention, refuse_chunks, refuse_special_attention
-from rlhf_core.models.placement import Device, Precision, choose_device, choose_dtype
+from rlhf_core.models.placement import Device, Precision, choose_device, choose_dtype, choose_weights_dtype
 from rlhf_core.records import Message
 
 PROBES: Final = ("Hello.", "What can you do for me?", "My order has not arrived yet.")
@@ -72,6 +73,9 @@ class LoadedPolicy:
     """The shapes of every layer's keys and values, and its window."""
     forward: Forward | None = None
     """How a step is computed where the weights are frozen; None: from the model's own weights, as they then are."""
+    dtype: torch.dtype = torch.float32
+    """What a step computes in, and keys and values are kept in. Weights may be held in a smaller type, of whose numbers
+    they are."""
     base: LoadedPolicy | None = None
     """For an adapter: the policy whose weights it shares."""
 
@@ -82,7 +86,7 @@ class LoadedPolicy:
     @property
     def kv_bytes_per_token(self) -> int:
         """What the cache holds for one token."""
-        return sum(layer.elements for layer in self.attention) * self.model.dtype.itemsize
+        return sum(layer.elements for layer in self.attention) * self.dtype.itemsize
 
 
 def load_policy(
@@ -117,7 +121,8 @@ def load_policy(
     refuse_chunks(directory, config, context)
     tokenizer = load_tokenizer(directory)
     place = choose_device(device)
-    model = _load_model(directory, choose_dtype(dtype, place), place)
+    computed = choose_dtype(dtype, place)
+    model = _load_model(directory, _held_dtype(directory, config, computed, place) if frozen else computed, place)
     attention = inspect_attention(directory, model, context)
     return LoadedPolicy(
         model=model,
@@ -128,8 +133,16 @@ def load_policy(
         max_context=context,
         end_token_ids=end_tokens(directory, model.generation_config, model.config, tokenizer),
         attention=attention,
-        forward=make_forward(model, max_context=context, frozen=True, pack=pack) if frozen else None,
+        forward=make_forward(model, max_context=context, frozen=True, dtype=computed, pack=pack) if frozen else None,
+        dtype=computed,
     )
+
+
+def _held_dtype(directory: Path, config: Any, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    try:
+        return choose_weights_dtype(directory, config, dtype, device)
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise ModelError(f"{directory} cannot be loaded: {_first_line(error)}") from error
 
 
 def _check_files(directory: Path) -> None:

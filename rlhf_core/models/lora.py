@@ -71,17 +71,19 @@ class Adapter:
         return LowRank(torch.cat([term.down for term in known], dim=1).contiguous(), up)
 
 
-def load_adapter(directory: Path, model: Any) -> Adapter:
-    """Read an adapter for `model`, in its type and on its device. Raises ModelError when it does not fit."""
+def load_adapter(directory: Path, model: Any, dtype: torch.dtype | None = None) -> Adapter:
+    """Read an adapter for `model`, on its device and in its type if no other is given. Raises ModelError when it does
+    not fit."""
     config = _read_config(directory)
     try:
         tensors = load_file(directory / ADAPTER_WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{directory}/{ADAPTER_WEIGHTS} cannot be read: {error}") from None
     modules = dict(model.named_modules())
+    to = {"device": model.device, "dtype": dtype or model.dtype}
     terms = {}
     for name in sorted({_module_name(directory, key) for key in tensors}):
-        terms[name] = _term(directory, name, modules.get(name), tensors, config, model)
+        terms[name] = _term(directory, name, modules.get(name), tensors, config, to)
     if not terms:
         raise ModelError(f"{directory}/{ADAPTER_WEIGHTS} holds no LoRA weights")
     return Adapter(terms)
@@ -113,7 +115,12 @@ def _module_name(directory: Path, key: str) -> str:
 
 
 def _term(
-    directory: Path, name: str, module: Any, tensors: Mapping[str, Tensor], config: Mapping[str, Any], model: Any
+    directory: Path,
+    name: str,
+    module: Any,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    to: Mapping[str, Any],
 ) -> LowRank:
     pair = [tensors.get(f"{_PREFIX}{name}.lora_{part}.weight") for part in "AB"]
     down, up = pair
@@ -126,7 +133,6 @@ def _term(
     if not bool(down.isfinite().all() and up.isfinite().all()):
         raise ModelError(f"{directory} has weights for {name} that are not finite")
     scaling = _scaling(name, down.shape[0], config)
-    to = {"device": model.device, "dtype": model.dtype}
     return LowRank((down.t()).to(**to).contiguous(), (up.t() * scaling).to(**to).contiguous())
 
 

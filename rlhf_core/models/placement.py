@@ -1,16 +1,21 @@
 """Where a policy's weights live, and in what precision.
 
 Training keeps float32 on a CPU; only serving chooses. bfloat16 halves the memory and, where the machine multiplies it
-in hardware, the time of a step; elsewhere it would be slower than float32.
+in hardware, the time of a step; to compute in it elsewhere would be slower than in float32. There, weights that were
+published in bfloat16 are held in it and computed with in float32: as exact as float32 weights, at half their size.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rlhf_core.errors import ModelError
+from rlhf_core.models.fused import FUSED
+from rlhf_core.weight_files import read_headers
 
 if TYPE_CHECKING:
     from rlhf_core.models.load import LoadedPolicy
@@ -35,6 +40,19 @@ def choose_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
 
+def choose_weights_dtype(directory: Path, config: Any, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What frozen weights are held in where steps are computed in `dtype`: bfloat16 if that is what they are, and the
+    kernels of a CPU (models/compiled.py) compute with them in float32.
+
+    Raises OSError, ValueError or struct.error where a weight file cannot be read.
+    """
+    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if device.type != "cpu" or dtype != torch.float32 or getattr(model, "__name__", None) not in FUSED:
+        return dtype
+    stored = {entry["dtype"] for entry in read_headers(directory).values()}
+    return torch.bfloat16 if stored == {"BF16"} else dtype
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware: AVX512-BF16 or AMX on a CPU, Ampere or later on CUDA."""
     if device.type == "cuda":
@@ -56,7 +74,8 @@ def describe(policy: LoadedPolicy) -> dict[str, Any]:
     return {
         "model": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(policy.dtype).removeprefix("torch."),
+        "weights_dtype": str(model.dtype).removeprefix("torch."),
         "device": _device_name(model.device),
         "layers": len(policy.attention),
         "window": min((layer.window for layer in policy.attention if layer.window), default=None),

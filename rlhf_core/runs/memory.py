@@ -16,7 +16,7 @@ import msgspec
 import torch
 from transformers import AutoConfig
 
-from rlhf_core.engine.memory import available_memory, count_parameters, in_words, plan_memory
+from rlhf_core.engine.memory import available_memory, in_words, plan_memory
 from rlhf_core.errors import ModelError
 from rlhf_core.learning.analyse import LOGITS_AT_ONCE
 from rlhf_core.models.documents import PRODUCT_TOKENS
@@ -25,6 +25,7 @@ from rlhf_core.models.lora import is_adapter
 from rlhf_core.models.placement import choose_device
 from rlhf_core.runs.options import read_lora
 from rlhf_core.runs.record import models_beside
+from rlhf_core.weight_files import count_numbers
 
 PROGRAM: Final = 400 << 20
 """Python, torch and transformers, before any model."""
@@ -91,11 +92,11 @@ def estimate_memory(
     answer = row + int(numbers.get("max_new_tokens", 0))
     parts = {
         "program": PROGRAM,
-        "weights": sizes.weights if settings else 0,
+        "weights": sizes.parameters * FLOAT if settings else 0,
         "gradients": trained * FLOAT * (1 if processes == 1 else 3),
         "AdamW's moments": 2 * trained * FLOAT,
         "state to resume": 3 * trained * FLOAT,
-        "reference": sizes.weights if command in WITH_REFERENCE and trained == sizes.parameters else 0,
+        "reference": sizes.parameters * FLOAT if command in WITH_REFERENCE and trained == sizes.parameters else 0,
         "models beside": beside,
         "activations": tokens * _per_token(config, answer, trains=settings is not None) if passes else 0,
         "logits": LOGIT_COPIES * FLOAT * min(LOGITS_AT_ONCE, tokens * sizes.vocab_size)
@@ -189,4 +190,4 @@ def _trained(options: argparse.Namespace, config: Any, parameters: int) -> int:
 
 def _weights(directory: Path) -> int:
     """Bytes of the weights in a directory, in float32, which is what they are loaded in."""
-    return sum(count_parameters(path) for path in directory.glob("*.safetensors")) * FLOAT
+    return count_numbers(directory) * FLOAT

@@ -67,9 +67,7 @@ def greedy_answers(policy: LoadedPolicy) -> list[Answered]:
 
 def _against_trainer(policy: LoadedPolicy, answers: Sequence[Answered]) -> float:
     gaps = [
-        abs(own - kept)
-        for each in answers
-        for own, kept in zip(own_logprobs(policy.model, each), each.logprobs, strict=True)
+        abs(own - kept) for each in answers for own, kept in zip(own_logprobs(policy, each), each.logprobs, strict=True)
     ]
     return max(gaps)
 

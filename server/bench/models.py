@@ -62,9 +62,10 @@ class BenchModel:
     tokenizer: PreTrainedTokenizerBase
     parameters: int
     dtype: str
-    """That of the weights on disk, which all servers are asked to keep: `float32` or `bfloat16`."""
+    """What all servers are asked to compute in: what the weights on disk are, or float32 where this machine does not
+    multiply bfloat16."""
     served_dtype: str
-    """That in which Attune holds them."""
+    """What Attune computes in, asked for nothing."""
     max_context: int
 
 
@@ -72,19 +73,20 @@ def prepare_model(name: str, place: Path) -> BenchModel:
     """Make or copy the model called `desk`, `shape`, a directory or a hub id, under `place`."""
     directory = place / "model"
     if name == "shape":
-        make_model(directory, SHAPE, dtype=choose_dtype("auto", torch.device("cpu")))
+        make_model(directory, SHAPE, dtype=torch.bfloat16)
     else:
         fetch_model(name, directory)
     policy = load_policy(directory)
-    weights = next(policy.model.parameters())
-    stored = json.loads((directory / "config.json").read_text())
+    served = choose_dtype("auto", torch.device("cpu"))
+    config = json.loads((directory / "config.json").read_text())
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return BenchModel(
         name=name,
         directory=directory,
         tokenizer=policy.tokenizer,
         parameters=sum(weights.numel() for weights in policy.model.parameters()),
-        dtype=str(stored.get("dtype") or stored.get("torch_dtype") or "float32"),
-        served_dtype=str(weights.dtype).removeprefix("torch."),
+        dtype="float32" if served == torch.float32 else stored,
+        served_dtype=str(served).removeprefix("torch."),
         max_context=policy.max_context,
     )
 

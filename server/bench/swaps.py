@@ -66,7 +66,7 @@ def full_weights(attune: Attune, model: BenchModel) -> list[Manifest]:
 
     def changed(directory: Path) -> None:
         same(directory)
-        weights = AutoModelForCausalLM.from_pretrained(directory, dtype=model.dtype, local_files_only=True)
+        weights = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", local_files_only=True)
         with torch.no_grad():
             weights.base_model.norm.weight.mul_(1.001 if weights.dtype == torch.float32 else 1.01)
         weights.save_pretrained(directory)

@@ -103,14 +103,16 @@ FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 """Those that the fused forward computes."""
 
 
-def make_family(make_tiny_model: MakeTinyModel, directory: Path, config: Any, seed: int = 0) -> Path:
+def make_family(
+    make_tiny_model: MakeTinyModel, directory: Path, config: Any, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Path:
     """A random model of `config` in `directory`, with the tokenizer and the template of the tiny model."""
     make_tiny_model(directory)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config)
         _spread_norms(model)
-    model.save_pretrained(directory)
+    model.to(dtype).save_pretrained(directory)
     return directory
 
 

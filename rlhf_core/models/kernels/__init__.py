@@ -15,7 +15,7 @@ from rlhf_core.models.kernels.attention import attend_one, store
 from rlhf_core.models.kernels.compiling import exp
 from rlhf_core.models.kernels.draws import LEFT_OUT
 from rlhf_core.models.kernels.rows import add_norm, gate, norm_heads
-from rlhf_core.models.kernels.shared import AWAKE, HANDS, WORDS, attend, draw, help_out, multiply
+from rlhf_core.models.kernels.shared import AWAKE, HANDS, WORDS, attend, draw, help_out, multiply, multiply_bfloat16
 
 __all__ = [
     "AWAKE",
@@ -30,6 +30,7 @@ __all__ = [
     "gate",
     "help_out",
     "multiply",
+    "multiply_bfloat16",
     "norm_heads",
     "store",
 ]

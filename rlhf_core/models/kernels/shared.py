@@ -26,8 +26,9 @@ from rlhf_core.models.kernels.intrinsics import (
     replace_word,
     store_word,
     to_bits,
+    uint16_at,
 )
-from rlhf_core.models.kernels.products import multiply_blocks
+from rlhf_core.models.kernels.products import multiply_blocks, multiply_blocks_bfloat16
 
 ALONE: Final = 1 << 15
 """Multiplications for which a second thread is not worth waking: a few microseconds' work, or a few dozen where the
@@ -54,22 +55,23 @@ DONE: Final = 16
 COUNT: Final = 24
 TASK: Final = 25
 WORDS: Final = 48
-MULTIPLY, ATTEND, DRAW = 1, 2, 3
+MULTIPLY, MULTIPLY_BFLOAT16, ATTEND, DRAW = 1, 2, 3, 4
 
 
 @compiled
 def _multiply_part(crew: Any, part: int) -> None:
     rows, inputs, outputs = crew[TASK + 2], crew[TASK + 3], crew[TASK + 5]
     blocks, parts = (outputs + 3) // 4, crew[COUNT]
-    multiply_blocks(
-        numba.carray(float32_at(crew[TASK + 1]), (rows, inputs)),
-        numba.carray(float32_at(crew[TASK + 4]), (outputs, inputs)),
-        numba.carray(float32_at(crew[TASK + 6]), (crew[TASK + 7],)),
-        numba.carray(float32_at(crew[TASK + 8]), (rows, crew[TASK + 9])),
-        crew[TASK + 10],
-        part * blocks // parts,
-        (part + 1) * blocks // parts,
-    )
+    x = numba.carray(float32_at(crew[TASK + 1]), (rows, inputs))
+    bias = numba.carray(float32_at(crew[TASK + 6]), (crew[TASK + 7],))
+    y = numba.carray(float32_at(crew[TASK + 8]), (rows, crew[TASK + 9]))
+    column, first, last = crew[TASK + 10], part * blocks // parts, (part + 1) * blocks // parts
+    if crew[TASK] == MULTIPLY:
+        multiply_blocks(x, numba.carray(float32_at(crew[TASK + 4]), (outputs, inputs)), bias, y, column, first, last)
+    else:
+        multiply_blocks_bfloat16(
+            x, numba.carray(uint16_at(crew[TASK + 4]), (outputs, inputs)), bias, y, column, first, last
+        )
 
 
 @compiled
@@ -118,7 +120,7 @@ def _take_parts(crew: Any, turn: int) -> None:
         if ticket >> 32 != turn or part < 0:
             return
         if replace_word(base, TICKET, ticket, ticket - 1):
-            if crew[TASK] == MULTIPLY:
+            if crew[TASK] <= MULTIPLY_BFLOAT16:
                 _multiply_part(crew, part)
             elif crew[TASK] == ATTEND:
                 _attend_part(crew, part)
@@ -164,21 +166,34 @@ def help_out(crew: Any, idle: int) -> None:
 
 
 @compiled
+def _share_product(task: int, x: Any, weight: Any, bias: Any, y: Any, column: int, crew: Any) -> None:
+    crew[TASK], crew[TASK + 1], crew[TASK + 2], crew[TASK + 3] = task, x.ctypes.data, x.shape[0], x.shape[1]
+    crew[TASK + 4], crew[TASK + 5] = weight.ctypes.data, weight.shape[0]
+    crew[TASK + 6], crew[TASK + 7] = bias.ctypes.data, bias.size
+    crew[TASK + 8], crew[TASK + 9], crew[TASK + 10] = y.ctypes.data, y.shape[1], column
+    _share(crew, min((weight.shape[0] + 3) // 4, PARTS * crew[HANDS]))
+
+
+@compiled
 def multiply(x: Any, weight: Any, bias: Any, y: Any, column: int, crew: Any) -> None:
     """y[:, column : column + M] = x [N, K] @ weight [M, K]^T + bias [M or 0].
 
     In blocks of four outputs by two rows: eight sums in registers, and each weight is read from memory once for
     ROWS_AT_ONCE rows.
     """
-    blocks = (weight.shape[0] + 3) // 4
     if crew[HANDS] <= 1 or x.shape[0] * weight.size < ALONE:
-        multiply_blocks(x, weight, bias, y, column, 0, blocks)
-        return
-    crew[TASK], crew[TASK + 1], crew[TASK + 2], crew[TASK + 3] = MULTIPLY, x.ctypes.data, x.shape[0], x.shape[1]
-    crew[TASK + 4], crew[TASK + 5] = weight.ctypes.data, weight.shape[0]
-    crew[TASK + 6], crew[TASK + 7] = bias.ctypes.data, bias.size
-    crew[TASK + 8], crew[TASK + 9], crew[TASK + 10] = y.ctypes.data, y.shape[1], column
-    _share(crew, min(blocks, PARTS * crew[HANDS]))
+        multiply_blocks(x, weight, bias, y, column, 0, (weight.shape[0] + 3) // 4)
+    else:
+        _share_product(MULTIPLY, x, weight, bias, y, column, crew)
+
+
+@compiled
+def multiply_bfloat16(x: Any, weight: Any, bias: Any, y: Any, column: int, crew: Any) -> None:
+    """The same, of a weight [M, K] of uint16 that are the bits of bfloat16 numbers; all else is float32."""
+    if crew[HANDS] <= 1 or x.shape[0] * weight.size < ALONE:
+        multiply_blocks_bfloat16(x, weight, bias, y, column, 0, (weight.shape[0] + 3) // 4)
+    else:
+        _share_product(MULTIPLY_BFLOAT16, x, weight, bias, y, column, crew)
 
 
 @compiled

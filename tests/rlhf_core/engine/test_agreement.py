@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rlhf_core.engine.agreement import require_agreement
+from rlhf_core.engine.agreement import own_logprobs, require_agreement
 from rlhf_core.engine.engine import probe
 from rlhf_core.errors import ModelError
 from rlhf_core.models.forward import PlainForward
-from rlhf_core.models.load import LoadedPolicy
+from rlhf_core.models.load import LoadedPolicy, load_policy
 from tests.rlhf_core.engine.generation import engine, request
+from tests.rlhf_core.families import FAMILIES, make_family
+
+MakeTinyModel = Callable[..., Path]
 
 PROMPTS = [(9, 8, 7, 6, 5, 4, 3, 2, 9, 9), (5,), (40, 41, 42)]
 
@@ -30,6 +35,14 @@ def test_a_policy_that_the_engine_computes_otherwise_than_the_model_does_not_pas
     probe(tiny_policy, PROMPTS)
     with pytest.raises(ModelError, match=r"LlamaForCausalLM gives other probabilities .* nats per token apart"):
         probe(replace(tiny_policy, forward=EveryOtherPosition(tiny_policy.model)), PROMPTS)
+
+
+def test_weights_held_in_bfloat16_are_judged_in_float32(make_tiny_model: MakeTinyModel, tmp_path: Path) -> None:
+    directory = make_family(make_tiny_model, tmp_path, FAMILIES["qwen3"](), dtype=torch.bfloat16)
+    held, exact = load_policy(directory, frozen=True), load_policy(directory)
+    (sequence,) = engine(held).generate([request("r", PROMPTS[0], max_tokens=8)])
+    assert own_logprobs(held, sequence) == pytest.approx(own_logprobs(exact, sequence), abs=1e-5)
+    probe(held, PROMPTS)
 
 
 def test_the_gap_is_measured_in_nats_per_token(tiny_policy: LoadedPolicy) -> None:

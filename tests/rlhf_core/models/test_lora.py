@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from rlhf_core.engine.engine import Engine
+from rlhf_core.engine.engine import Engine, probe
 from rlhf_core.errors import ModelError
 from rlhf_core.models.adapted import load_adapted
 from rlhf_core.models.load import LoadedPolicy, load_policy
@@ -56,6 +56,15 @@ def base(base_dir: Path) -> LoadedPolicy:
     return load_policy(base_dir, frozen=True)
 
 
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def any_base_dir(
+    request: pytest.FixtureRequest, make_tiny_model: MakeTinyModel, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Of a base whose weights are stored, and so held, in either type."""
+    place = tmp_path_factory.mktemp("any")
+    return make_family(make_tiny_model, place, FAMILIES["llama"](), seed=4, dtype=request.param)
+
+
 def answer_logprobs(policy: LoadedPolicy, prompt: tuple[int, ...]) -> tuple[list[int], list[float]]:
     sequence = engine(policy).generate([request("r", prompt, max_tokens=10)])[0]
     return sequence.token_ids, sequence.logprobs
@@ -65,9 +74,10 @@ def answer_logprobs(policy: LoadedPolicy, prompt: tuple[int, ...]) -> tuple[list
     "options", [{}, {"use_rslora": True}, {"alpha_pattern": {"v_proj": 3}, "rank_pattern": {"q_proj": 2}}]
 )
 def test_an_adapter_beside_shared_weights_answers_as_peft_does(
-    options: dict[str, Any], base: LoadedPolicy, base_dir: Path, tmp_path: Path
+    options: dict[str, Any], any_base_dir: Path, tmp_path: Path
 ) -> None:
-    theirs = make_adapter(base_dir, tmp_path, **options)
+    base = load_policy(any_base_dir, frozen=True)
+    theirs = make_adapter(any_base_dir, tmp_path, **options)
     policy = load_adapted(tmp_path, base, policy_version=2)
     sequence = engine(policy).generate([request("r", (9, 8, 7), max_tokens=12)])[0]
     with torch.no_grad():
@@ -76,6 +86,7 @@ def test_an_adapter_beside_shared_weights_answers_as_peft_does(
     expected = logits.log_softmax(-1).amax(-1)
     assert torch.tensor(sequence.logprobs) == pytest.approx(expected.numpy(), abs=1e-4)
     assert sequence.token_ids != engine(base).generate([request("r", (9, 8, 7), max_tokens=12)])[0].token_ids
+    probe(policy, [(9, 8, 7)])
 
 
 @pytest.mark.parametrize(("family", "targets"), [("gpt2", ["c_attn", "c_proj", "c_fc"]), ("opt", ["q_proj", "fc1"])])

@@ -28,6 +28,12 @@ def noise(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
+def bfloat16(array: Array) -> tuple[NDArray[np.uint16], Array]:
+    """The bits of an array rounded to bfloat16, and the numbers that they are."""
+    rounded = torch.from_numpy(array).bfloat16()
+    return rounded.view(torch.uint16).numpy(), rounded.float().numpy()
+
+
 def close(array: NDArray[Any], tolerance: float = 1e-5) -> Any:
     return pytest.approx(array, abs=tolerance, rel=tolerance)
 

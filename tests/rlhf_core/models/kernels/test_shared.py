@@ -8,7 +8,7 @@ import pytest
 from rlhf_core.models import kernels
 from rlhf_core.models.kernels.crew import Crew, Words
 from rlhf_core.models.kernels.shared import COUNT, DONE, LAST_TURN, TICKET
-from tests.rlhf_core.models.kernels.arrays import ALONE, NOTHING, noise
+from tests.rlhf_core.models.kernels.arrays import ALONE, NOTHING, bfloat16, noise
 
 
 @pytest.mark.parametrize(("rows", "outputs"), [(1, 513), (3, 64), (65, 7), (129, 5), (64, 513), (129, 3), (129, 1)])
@@ -18,6 +18,10 @@ def test_two_threads_multiply_exactly_as_one_does(rows: int, outputs: int, crews
     one, two = (np.empty((rows, outputs), dtype=np.float32) for _ in range(2))
     kernels.multiply(x, weight, bias, one, 0, ALONE)
     kernels.multiply(x, weight, bias, two, 0, crews[2])
+    assert np.array_equal(one, two)
+    bits, _ = bfloat16(weight)
+    kernels.multiply_bfloat16(x, bits, bias, one, 0, ALONE)
+    kernels.multiply_bfloat16(x, bits, bias, two, 0, crews[2])
     assert np.array_equal(one, two)
 
 
