@@ -27,8 +27,8 @@ from rlhf_core.models.lora import Adapter
 from rlhf_core.models.projection import LowRank, join
 
 Array = NDArray[np.float32]
-Weight = NDArray[np.float32] | NDArray[np.uint16]
-"""Of uint16: the bits of bfloat16 numbers."""
+Weight = NDArray[np.float32] | NDArray[np.int32]
+"""[M, K], or [M, K / 2] of int32: the bits of two bfloat16 numbers each."""
 
 _NONE: Final[Array] = np.zeros(0, dtype=np.float32)
 
@@ -38,7 +38,7 @@ class Product:
     """One product for modules that share their input, and an adapter's term where there is one."""
 
     weights: Sequence[Weight]
-    """[M, K] each: one for all modules where they are joined. They lie where the modules' own do."""
+    """One for all modules where they are joined. They lie where the modules' own do."""
     biases: Sequence[Array]
     """[M], or nothing, for each weight."""
     modules: Sequence[tuple[str, int]]
@@ -78,9 +78,10 @@ class Product:
 
 
 def _weight(parameter: Tensor) -> Weight:
-    """What a kernel multiplies, where it lies."""
+    """What a kernel multiplies, where it lies; of an odd number of inputs a copy in float32."""
     held = parameter.detach()
-    array: Weight = (held.view(torch.uint16) if held.dtype == torch.bfloat16 else held).numpy()
+    pairs = held.dtype == torch.bfloat16 and held.shape[1] % 2 == 0
+    array: Weight = held.view(torch.int32).numpy() if pairs else held.float().numpy()
     return array
 
 

@@ -66,7 +66,7 @@ def _pointer_to(kind: Any) -> Any:
 
 
 float32_at: Final = _pointer_to(types.float32)
-uint16_at: Final = _pointer_to(types.uint16)
+int32_at: Final = _pointer_to(types.int32)
 float64_at: Final = _pointer_to(types.float64)
 int64_at: Final = _pointer_to(types.int64)
 """Pointers to what lies at an address, for `numba.carray`."""

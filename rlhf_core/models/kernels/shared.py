@@ -21,14 +21,15 @@ from rlhf_core.models.kernels.intrinsics import (
     float64_at,
     from_bits,
     give_way,
+    int32_at,
     int64_at,
     load_word,
     replace_word,
     store_word,
     to_bits,
-    uint16_at,
 )
-from rlhf_core.models.kernels.products import multiply_blocks, multiply_blocks_bfloat16
+from rlhf_core.models.kernels.products import multiply_blocks
+from rlhf_core.models.kernels.products_bfloat16 import FEW_ROWS, multiply_blocks_bfloat16, split
 
 ALONE: Final = 1 << 15
 """Multiplications for which a second thread is not worth waking: a few microseconds' work, or a few dozen where the
@@ -67,11 +68,11 @@ def _multiply_part(crew: Any, part: int) -> None:
     y = numba.carray(float32_at(crew[TASK + 8]), (rows, crew[TASK + 9]))
     column, first, last = crew[TASK + 10], part * blocks // parts, (part + 1) * blocks // parts
     if crew[TASK] == MULTIPLY:
-        multiply_blocks(x, numba.carray(float32_at(crew[TASK + 4]), (outputs, inputs)), bias, y, column, first, last)
+        weight = numba.carray(float32_at(crew[TASK + 4]), (outputs, inputs))
+        multiply_blocks(x, weight, bias, y, column, first, last)
     else:
-        multiply_blocks_bfloat16(
-            x, numba.carray(uint16_at(crew[TASK + 4]), (outputs, inputs)), bias, y, column, first, last
-        )
+        words = numba.carray(int32_at(crew[TASK + 4]), (outputs, inputs // 2))
+        multiply_blocks_bfloat16(x, words, bias, y, column, first, last)
 
 
 @compiled
@@ -189,8 +190,11 @@ def multiply(x: Any, weight: Any, bias: Any, y: Any, column: int, crew: Any) -> 
 
 @compiled
 def multiply_bfloat16(x: Any, weight: Any, bias: Any, y: Any, column: int, crew: Any) -> None:
-    """The same, of a weight [M, K] of uint16 that are the bits of bfloat16 numbers; all else is float32."""
-    if crew[HANDS] <= 1 or x.shape[0] * weight.size < ALONE:
+    """The same, of a weight in bfloat16, all else being float32: [M, K / 2] of int32, each the bits of two numbers that
+    stand side by side, the first in the lower half. K is even."""
+    if x.shape[0] <= FEW_ROWS and weight.shape[0] >= 4:
+        x = split(x)
+    if crew[HANDS] <= 1 or 2 * x.shape[0] * weight.size < ALONE:
         multiply_blocks_bfloat16(x, weight, bias, y, column, 0, (weight.shape[0] + 3) // 4)
     else:
         _share_product(MULTIPLY_BFLOAT16, x, weight, bias, y, column, crew)

@@ -28,10 +28,10 @@ def noise(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def bfloat16(array: Array) -> tuple[NDArray[np.uint16], Array]:
-    """The bits of an array rounded to bfloat16, and the numbers that they are."""
+def bfloat16(array: Array) -> tuple[NDArray[np.int32], Array]:
+    """An array rounded to bfloat16, as the words that a kernel is given, and as the numbers that they are."""
     rounded = torch.from_numpy(array).bfloat16()
-    return rounded.view(torch.uint16).numpy(), rounded.float().numpy()
+    return rounded.view(torch.int32).numpy(), rounded.float().numpy()
 
 
 def close(array: NDArray[Any], tolerance: float = 1e-5) -> Any:

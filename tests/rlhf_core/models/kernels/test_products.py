@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_core.models import kernels
-from tests.rlhf_core.models.kernels.arrays import ALONE, NOTHING, array, bfloat16, close, noise
+from tests.rlhf_core.models.kernels.arrays import ALONE, NOTHING, array, close, noise
 
 
 def test_a_product_of_five_outputs_is_what_the_hand_works_out() -> None:
@@ -30,31 +30,6 @@ def test_products_are_torchs_and_leave_other_columns_alone(rows: int, outputs: i
     assert y[:, 2:-3] == close(expected)
     assert (y[:, :2] == 7).all()
     assert (y[:, -3:] == 7).all()
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("outputs", [1, 3, 4, 5, 7, 64, 513])
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 64, 65, 129])
-@pytest.mark.parametrize("inputs", [37, 64, 200])
-def test_weights_in_bfloat16_are_multiplied_as_the_numbers_that_they_are(
-    inputs: int, rows: int, outputs: int, bias: bool
-) -> None:
-    x, (bits, weight) = noise(rows, inputs), bfloat16(noise(outputs, inputs, seed=1))
-    added = noise(outputs, seed=2) if bias else NOTHING
-    y = np.full((rows, outputs + 5), 7.0, dtype=np.float32)
-    kernels.multiply_bfloat16(x, bits, added, y, 2, ALONE)
-    expected = x.astype(np.float64) @ weight.T.astype(np.float64) + (added if bias else 0.0)
-    assert y[:, 2:-3] == close(expected)
-    assert (y[:, :2] == 7).all()
-    assert (y[:, -3:] == 7).all()
-
-
-def test_numbers_of_every_kind_keep_their_value_when_widened() -> None:
-    numbers = array(0.0, -0.0, 1.0, -1.5, 2.0**-130, 3e38, np.inf, -np.inf)
-    bits, _ = bfloat16(numbers[:, None])
-    y = np.empty((1, 8), dtype=np.float32)
-    kernels.multiply_bfloat16(array([1.0]), bits, NOTHING, y, 0, ALONE)
-    assert y[0].tolist() == bfloat16(numbers)[1].tolist()
 
 
 def test_a_row_is_multiplied_alike_whatever_stands_beside_it() -> None:

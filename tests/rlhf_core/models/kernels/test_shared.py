@@ -19,9 +19,9 @@ def test_two_threads_multiply_exactly_as_one_does(rows: int, outputs: int, crews
     kernels.multiply(x, weight, bias, one, 0, ALONE)
     kernels.multiply(x, weight, bias, two, 0, crews[2])
     assert np.array_equal(one, two)
-    bits, _ = bfloat16(weight)
-    kernels.multiply_bfloat16(x, bits, bias, one, 0, ALONE)
-    kernels.multiply_bfloat16(x, bits, bias, two, 0, crews[2])
+    words, _ = bfloat16(weight)
+    kernels.multiply_bfloat16(x, words, bias, one, 0, ALONE)
+    kernels.multiply_bfloat16(x, words, bias, two, 0, crews[2])
     assert np.array_equal(one, two)
 
 
