@@ -89,7 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_tokens: Annotated[int, Meta(ge=0)] = 8192
     """Tokens of earlier prompts whose keys and values are kept for prompts that begin alike. 0: none."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the served weights. auto: bfloat16 where the CPU or GPU multiplies it in hardware, else float32."""
+    """What a step computes in. auto: bfloat16 where the CPU or GPU multiplies it in hardware, else float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the engine runs. auto: CUDA where there is a device. Training stays on the CPU."""
     serve_threads: Annotated[int, Meta(ge=0)] = 0
