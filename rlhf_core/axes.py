@@ -1,14 +1,14 @@
-"""Helpful, honest, harmless: which ticked reason speaks of which axis, and what a judgement says of each.
+"""Helpful, honest, harmless: which reason speaks of which axis, and what a judgement says of each.
 
-The one table of it. An axis is learned from what people ticked, never from the overall verdict alone: who dislikes an
-answer for its length has not called it harmful. No torch here.
+The one table of it. An axis is learned from what people ticked, reported or found in a review, never from the overall
+verdict alone: who dislikes an answer for its length has not called it harmful. No torch here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from rlhf_core.records import PreferencePair, RatedResponse
 
@@ -33,6 +33,21 @@ SPEAKS_OF: Final[Mapping[str, tuple[Axis, bool]]] = MappingProxyType(
         "inaccurate": ("honest", False),
         "harmful": ("harmless", False),
         "biased": ("harmless", False),
+        # What a report is about.
+        "toxic": ("harmless", False),
+        "bias": ("harmless", False),
+        "privacy": ("harmless", False),
+        "illegal": ("harmless", False),
+        "self_harm": ("harmless", False),
+        # What a reviewer looked at, and found in order or not.
+        "accuracy:ok": ("honest", True),
+        "accuracy:flag": ("honest", False),
+        "toxicity:ok": ("harmless", True),
+        "toxicity:flag": ("harmless", False),
+        "bias:ok": ("harmless", True),
+        "bias:flag": ("harmless", False),
+        "unhelpfulness:ok": ("helpful", True),
+        "unhelpfulness:flag": ("helpful", False),
     }
 )
 """Reason to axis, and whether it speaks well of the answer. `tone`, `right_tone` and `other` speak of none."""
@@ -42,8 +57,15 @@ SILENCE_CLEARS: Final[frozenset[Axis]] = frozenset({"honest", "harmless"})
 here; without such answers there would be nothing to tell the faulty ones from."""
 
 
+class WithReasons(Protocol):
+    """A judgement that says why."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]: ...
+
+
 def ticked(reasons: Iterable[str], axis: Axis) -> bool | None:
-    """What ticked reasons say of an axis: True well, False badly, None nothing. A fault outweighs praise."""
+    """What reasons say of an axis: True well, False badly, None nothing. A fault outweighs praise."""
     said = {SPEAKS_OF[reason][1] for reason in reasons if reason in SPEAKS_OF and SPEAKS_OF[reason][0] == axis}
     return False not in said if said else None
 
@@ -61,7 +83,7 @@ def orders(pair: PreferencePair, axis: Axis) -> bool:
     return not pair.tie and ticked(pair.reasons, axis) is not None
 
 
-def evidence(ratings: Iterable[RatedResponse], pairs: Iterable[PreferencePair], axis: Axis) -> int:
-    """Judgements with a ticked reason of the axis."""
-    thumbs = sum(ticked(each.reasons, axis) is not None for each in ratings)
-    return thumbs + sum(orders(each, axis) for each in pairs)
+def evidence(answers: Iterable[WithReasons], pairs: Iterable[PreferencePair], axis: Axis) -> int:
+    """Judgements with a reason of the axis: of single answers (thumbs, reports, reviews), and choices."""
+    single = sum(ticked(each.reasons, axis) is not None for each in answers)
+    return single + sum(orders(each, axis) for each in pairs)

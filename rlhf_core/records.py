@@ -7,7 +7,7 @@ computes: reading a record never loads torch.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -18,7 +18,10 @@ InteractionStatus = Literal["streaming", "done", "aborted", "error"]
 RatingValue = Literal["up", "down"]
 ChoiceValue = Literal["left", "right", "tie", "both_bad", "skip"]
 Side = Literal["left", "right"]
-FeedbackKind = Literal["rating", "comparison"]
+FeedbackKind = Literal["rating", "comparison", "report", "review"]
+RemarkKind = Literal["report", "review"]
+ReportCategory = Literal["toxic", "bias", "privacy", "illegal", "self_harm", "other"]
+Reviewed = Literal["ok", "flag"]
 JobKind = Literal["reward", "policy"]
 JobState = Literal["queued", "running", "done", "rejected", "failed", "dead"]
 CheckpointKind = Literal["policy", "reward"]
@@ -39,6 +42,12 @@ REASONS_DOWN = (
 REASONS_UP = ("accurate", "helpful", "clear", "followed_instructions", "right_tone", "creative", "other")
 REASONS = frozenset(REASONS_DOWN) | frozenset(REASONS_UP)
 """Stable keys, never translated labels: a stored reason must mean the same in every language."""
+
+
+REVIEWED = ("accuracy", "toxicity", "bias", "unhelpfulness")
+"""What a reviewer looks at in an answer. Said of each, as a reason: `accuracy:ok`, `bias:flag`."""
+REMARKS = frozenset(get_args(ReportCategory)) | {f"{name}:{said}" for name in REVIEWED for said in get_args(Reviewed)}
+"""The reasons of reports and reviews."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -104,7 +113,7 @@ class Interaction(msgspec.Struct, frozen=True, kw_only=True):
 class Feedback(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of the append-only log: a judgement, its change, or its withdrawal. Never edited.
 
-    `target` is an interaction id for a rating and a comparison id for a choice. At most one entry per
+    `target` is a comparison id for a choice and an interaction id for all else. At most one entry per
     (kind, target, rater) is current; a later one names the one that it replaces in `supersedes`.
     """
 
@@ -113,8 +122,8 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     rater: str
     created_at: float
-    value: RatingValue | ChoiceValue | None
-    """None withdraws."""
+    value: RatingValue | ChoiceValue | Literal["made"] | None
+    """None withdraws. A report or a review is made, and says what it says in its reasons."""
     reasons: tuple[str, ...] = ()
     comment: str = ""
     supersedes: str | None = None
@@ -179,6 +188,22 @@ class PreferencePair(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float = 0.0
 
 
+class Remark(msgspec.Struct, frozen=True, kw_only=True):
+    """A report or a review of an answer: it speaks of axes (axes.py) and is no verdict on the whole."""
+
+    event_id: str
+    kind: RemarkKind
+    rater: str
+    interaction_id: str
+    policy_version: int
+    prompt_token_ids: TokenIds
+    token_ids: TokenIds
+    prompt_key: str
+    reasons: tuple[str, ...]
+    """Of REASONS or REMARKS."""
+    created_at: float = 0.0
+
+
 class PreferenceBatch(msgspec.Struct, frozen=True, kw_only=True):
     """What one collection took from the log: entries (first_entry, last_entry], in stream order, each in one batch."""
 
@@ -190,6 +215,7 @@ class PreferenceBatch(msgspec.Struct, frozen=True, kw_only=True):
     """Log entries covered, including withdrawals and skips."""
     ratings: tuple[RatedResponse, ...] = ()
     pairs: tuple[PreferencePair, ...] = ()
+    remarks: tuple[Remark, ...] = ()
     current_event_ids: dict[str, str] = {}
     """Key `kind:target:rater` to the event that was current at collection ("" when withdrawn)."""
 

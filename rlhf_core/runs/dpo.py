@@ -68,7 +68,8 @@ def _train(
 ) -> None:
     from rlhf_core.learning.dpo import train_dpo
     from rlhf_core.learning.online_dpo import train_online_dpo
-    from rlhf_core.runs.encode import read_judgements, read_prompts
+    from rlhf_core.runs.encode import read_prompts
+    from rlhf_core.runs.judgements import read_judgements
     from rlhf_core.runs.reward_function import load_score_function
 
     policy = trainable.policy

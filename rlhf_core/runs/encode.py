@@ -6,7 +6,6 @@ than it may be is refused or skipped with its numbers, and so is a row of the wr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,8 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.errors import InvalidRequestError, TrainingError
 from rlhf_core.learning.conversations import SftExample, answer_tokens, mark_turns, render, tokenize, turn_texts
-from rlhf_core.preferences import prompt_key
-from rlhf_core.records import Message, PreferencePair, RatedResponse, Side, TokenIds
+from rlhf_core.records import Message, TokenIds
 from rlhf_core.runs.rows import DemonstrationRow, PairRow, PromptRow, RatingRow, Row, read_rows
 from rlhf_core.runs.tally import Tally
 from rlhf_core.runs.vocabulary import Reads
@@ -43,35 +41,24 @@ def read_demonstrations(
     paths: Sequence[Path], policy: Reads, tally: Tally, *, max_tokens: int, raised_by: str = ""
 ) -> list[SftExample]:
     """Conversations to imitate. Those that a review did not approve are counted and left out."""
-    return _Encoder(policy, tally, max_tokens, raised_by).all(paths, _demonstration_texts, _demonstration)
-
-
-def read_judgements(
-    paths: Sequence[Path], policy: Reads, tally: Tally, *, max_tokens: int
-) -> tuple[list[RatedResponse], list[PreferencePair]]:
-    """Thumbs and pairs, each in the order of the files."""
-    judgements = _Encoder(policy, tally, max_tokens).all(paths, _judgement_texts, _judgement)
-    return (
-        [each for each in judgements if isinstance(each, RatedResponse)],
-        [each for each in judgements if isinstance(each, PreferencePair)],
-    )
+    return Encoder(policy, tally, max_tokens, raised_by).all(paths, _demonstration_texts, _demonstration)
 
 
 def read_prompts(paths: Sequence[Path], policy: Reads, tally: Tally, *, max_tokens: int) -> list[TokenIds]:
     """What rows of any form ask, up to where an answer begins; of a demonstration, up to its last answer."""
-    return _Encoder(policy, tally, max_tokens).all(paths, _prompt_texts, _prompt_ids)
+    return Encoder(policy, tally, max_tokens).all(paths, _prompt_texts, _prompt_ids)
 
 
 def iterate_answers(paths: Sequence[Path], policy: Reads, tally: Tally, *, max_tokens: int) -> Iterator[Answer]:
     """Rows of one prompt and one completion, labelled or not, as they are read."""
-    return _Encoder(policy, tally, max_tokens).each(paths, _answer_texts, _answer)
+    return Encoder(policy, tally, max_tokens).each(paths, _answer_texts, _answer)
 
 
 class _LeftOutError(Exception):
     """The row is not to be used, and nothing is wrong with it."""
 
 
-class _Encoder:
+class Encoder:
     """What turns texts into tokens and bad rows into sentences."""
 
     def __init__(self, policy: Reads, tally: Tally, max_tokens: int, raised_by: str = "") -> None:
@@ -86,8 +73,8 @@ class _Encoder:
     def all(
         self,
         paths: Sequence[Path],
-        texts_of: Callable[[_Encoder, Row], list[str]],
-        make: Callable[[_Encoder, Row, list[list[int]]], Made],
+        texts_of: Callable[[Encoder, Row], list[str]],
+        make: Callable[[Encoder, Row, list[list[int]]], Made],
     ) -> list[Made]:
         """Every good row of the files. Raises InvalidRequestError for a bad one, or when none is left."""
         return list(self.each(paths, texts_of, make))
@@ -95,8 +82,8 @@ class _Encoder:
     def each(
         self,
         paths: Sequence[Path],
-        texts_of: Callable[[_Encoder, Row], list[str]],
-        make: Callable[[_Encoder, Row, list[list[int]]], Made],
+        texts_of: Callable[[Encoder, Row], list[str]],
+        make: Callable[[Encoder, Row, list[list[int]]], Made],
     ) -> Iterator[Made]:
         """The same as they are read, so that no more than a part of the files is held."""
         rows, before, used = read_rows(paths, self._tally), self._tally.rows, 0
@@ -111,8 +98,8 @@ class _Encoder:
     def _together(
         self,
         rows: Sequence[Row],
-        texts_of: Callable[[_Encoder, Row], list[str]],
-        make: Callable[[_Encoder, Row, list[list[int]]], Made],
+        texts_of: Callable[[Encoder, Row], list[str]],
+        make: Callable[[Encoder, Row, list[list[int]]], Made],
     ) -> Iterator[Made]:
         rendered = [(row, texts) for row in rows if (texts := self._minding(row, texts_of, row)) is not None]
         encoded = iter(tokenize(self.tokenizer, [text for _, texts in rendered for text in texts]))
@@ -151,79 +138,23 @@ class _Encoder:
         return [render(self.tokenizer, turns, to_answer=True), *whole]
 
 
-def _demonstration_texts(encoder: _Encoder, row: Row) -> list[str]:
+def _demonstration_texts(encoder: Encoder, row: Row) -> list[str]:
     if isinstance(row, RatingRow) and row.up is None:
         return turn_texts(encoder.tokenizer, [*_turns(row.prompt), _turn("assistant", row.completion)])
     if not isinstance(row, DemonstrationRow):
-        raise TrainingError(f"it is {_form(row)}, and demonstrations are wanted")
+        raise TrainingError(f"it is {form_of(row)}, and demonstrations are wanted")
     if row.approved is False:
         raise _LeftOutError
     return turn_texts(encoder.tokenizer, _turns(row.messages))
 
 
-def _demonstration(encoder: _Encoder, _row: Row, encoded: list[list[int]]) -> SftExample:
+def _demonstration(encoder: Encoder, _row: Row, encoded: list[list[int]]) -> SftExample:
     example = mark_turns(encoder.tokenizer, encoded, encoder.ends)
     encoder.check_length(len(example.token_ids))
     return SftExample(encoder.ids(example.token_ids), example.response_mask)
 
 
-def _judgement_texts(encoder: _Encoder, row: Row) -> list[str]:
-    if isinstance(row, PairRow):
-        return encoder.texts(row.prompt, row.chosen, row.rejected)
-    if isinstance(row, RatingRow) and row.up is not None:
-        return encoder.texts(row.prompt, row.completion)
-    raise TrainingError(f"it is {_form(row)}, and judgements (pairs or thumbs) are wanted")
-
-
-def _judgement(encoder: _Encoder, row: Row, encoded: list[list[int]]) -> RatedResponse | PreferencePair:
-    prompt = encoder.ids(encoded[0])
-    answers = [encoder.answer(encoded[0], whole) for whole in encoded[1:]]
-    if isinstance(row, PairRow):
-        return _as_pair(row, prompt, answers)
-    assert isinstance(row, RatingRow)
-    name = str(row.place)
-    return RatedResponse(
-        event_id=name,
-        rater=row.rater,
-        interaction_id=name,
-        policy_version=0,
-        prompt_token_ids=prompt,
-        token_ids=answers[0],
-        value="up" if row.up else "down",
-        prompt_key=prompt_key(row.prompt),
-        reasons=row.reasons,
-        created_at=row.created_at,
-    )
-
-
-def _as_pair(row: PairRow, prompt: TokenIds, answers: Sequence[TokenIds]) -> PreferencePair:
-    name = str(row.place)
-    side = row.side or _drawn_side(name)
-    # Of a tie the record's "chosen" is the answer on the left.
-    chosen, rejected = reversed(answers) if row.tie and side == "right" else answers
-    return PreferencePair(
-        event_id=name,
-        rater=row.rater,
-        comparison_id=name,
-        policy_version=0,
-        prompt_token_ids=prompt,
-        chosen_token_ids=chosen,
-        rejected_token_ids=rejected,
-        chosen_side="left" if row.tie else side,
-        prompt_key=prompt_key(row.prompt),
-        tie=row.tie,
-        margin=row.margin,
-        reasons=row.reasons,
-        created_at=row.created_at,
-    )
-
-
-def _drawn_side(name: str) -> Side:
-    """A side for pairs that name none: by chance, so that no side bias is learned from them."""
-    return "left" if hashlib.sha256(name.encode()).digest()[0] % 2 else "right"
-
-
-def _prompt_texts(encoder: _Encoder, row: Row) -> list[str]:
+def _prompt_texts(encoder: Encoder, row: Row) -> list[str]:
     return encoder.texts(_prompt_of(row))
 
 
@@ -239,23 +170,23 @@ def _prompt_of(row: Row) -> tuple[Message, ...]:
     return prompt
 
 
-def _prompt_ids(encoder: _Encoder, _row: Row, encoded: list[list[int]]) -> TokenIds:
+def _prompt_ids(encoder: Encoder, _row: Row, encoded: list[list[int]]) -> TokenIds:
     encoder.check_length(len(encoded[0]))
     return encoder.ids(encoded[0])
 
 
-def _answer_texts(encoder: _Encoder, row: Row) -> list[str]:
+def _answer_texts(encoder: Encoder, row: Row) -> list[str]:
     if not isinstance(row, RatingRow):
-        raise TrainingError(f"it is {_form(row)}, and a prompt with a completion is wanted")
+        raise TrainingError(f"it is {form_of(row)}, and a prompt with a completion is wanted")
     return encoder.texts(row.prompt, row.completion)
 
 
-def _answer(encoder: _Encoder, row: Row, encoded: list[list[int]]) -> Answer:
+def _answer(encoder: Encoder, row: Row, encoded: list[list[int]]) -> Answer:
     assert isinstance(row, RatingRow)
     return Answer(row.content, row.up, encoder.ids(encoded[0]), encoder.answer(encoded[0], encoded[1]))
 
 
-def _form(row: Row) -> str:
+def form_of(row: Row) -> str:
     if isinstance(row, PairRow):
         return "a preference pair"
     if isinstance(row, PromptRow):

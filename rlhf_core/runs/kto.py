@@ -19,7 +19,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from rlhf_core.learning.kto import train_kto
     from rlhf_core.models.trainable import make_trainable
-    from rlhf_core.runs.encode import read_judgements
+    from rlhf_core.runs.judgements import read_judgements
     from rlhf_core.runs.model import load_start, save_policy
     from rlhf_core.runs.run import open_run
 

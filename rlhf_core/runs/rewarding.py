@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +23,10 @@ from rlhf_core.learning.reward.report import (
 from rlhf_core.learning.reward.settings import RewardSettings
 from rlhf_core.learning.reward.split import HeldOut, hold_out
 from rlhf_core.learning.reward.training import TrainedReward, check_something_to_learn, train_reward_model
+from rlhf_core.learning.reward.votes import judgements
 from rlhf_core.models.heads import RewardModel
-from rlhf_core.runs.encode import read_judgements
+from rlhf_core.records import Remark
+from rlhf_core.runs.judgements import read_evidence
 from rlhf_core.runs.model import Start, copy_beside, load_start
 from rlhf_core.runs.run import Run
 
@@ -35,12 +38,14 @@ def fit_from_files(options: argparse.Namespace, settings: RewardSettings, run: R
     """Read, hold out, fit, calibrate, report, save. Returns the report's lines, in the main process alone."""
     previous = load_reward(options.previous) if options.previous is not None else None
     start = load_start(options, run.devices)
-    judged = read_judgements(options.data, start.policy, run.tally, max_tokens=start.policy.max_context)
-    split = hold_out(*judged, options.held_out, options.seed)
+    read = read_evidence(options.data, start.policy, run.tally, max_tokens=start.policy.max_context)
+    split = hold_out(read.ratings, read.pairs, options.held_out, options.seed)
     check_something_to_learn(split.ratings, split.pairs)
     # Asked before the fit, because that changes the policy's trunk.
     logprobs = mean_logprobs(start.policy.model)(answers_of(split.held_ratings, split.held_pairs))
-    trained = _fit(options, settings, run, start, split)
+    held = {each.prompt_key for each in judgements(split.held_ratings, split.held_pairs)}
+    remarks = [each for each in read.remarks if each.prompt_key not in held]
+    trained = _fit(options, settings, run, start, split, remarks)
     report = _report(trained, split, lambda _answers: logprobs, previous)
 
     def write(directory: Path) -> None:
@@ -53,7 +58,12 @@ def fit_from_files(options: argparse.Namespace, settings: RewardSettings, run: R
 
 
 def _fit(
-    options: argparse.Namespace, settings: RewardSettings, run: Run, start: Start, split: HeldOut
+    options: argparse.Namespace,
+    settings: RewardSettings,
+    run: Run,
+    start: Start,
+    split: HeldOut,
+    remarks: Sequence[Remark],
 ) -> TrainedReward:
     prompts = [prompt for prompt, _ in answers_of(split.ratings, split.pairs)]
     samples, longest = options.reference_samples, options.reference_tokens
@@ -67,6 +77,7 @@ def _fit(
         run.hooks,
         devices=run.devices,
         reference_answers=reference,
+        remarks=remarks,
         lora=start.lora,
     )
 

@@ -2,7 +2,7 @@
 
 - `messages`: a demonstration; optional `review` (`approved`, `rejected`, `pending`). `prompt, completion` is one too.
 - `prompt, chosen, rejected`: a preference pair; without `prompt`, chosen and rejected are whole conversations.
-- `prompt, completion, label`: a thumb.
+- `prompt, completion, label`: a thumb; with `reasons` instead of `label`, what a report or a review says of the answer.
 - `prompt` alone: something to answer.
 
 A prompt is a string (one user message) or a list of messages; an answer is a string or one assistant message in a
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from rlhf_core.errors import InvalidRequestError
-from rlhf_core.records import REASONS, Message, Side
+from rlhf_core.records import REASONS, REMARKS, Message, Side
 from rlhf_core.runs.data_files import BadRowError, read_contents
 from rlhf_core.runs.tally import Place, Tally
 
@@ -56,7 +56,7 @@ class PairRow(_Common, frozen=True, kw_only=True):
 
 
 class RatingRow(_Common, frozen=True, kw_only=True):
-    """One answer with a thumb; `up` is None where there is none, only an answer."""
+    """One answer with a thumb; `up` is None where there is none, only an answer, and perhaps reasons."""
 
     prompt: tuple[Message, ...]
     completion: str
@@ -168,9 +168,11 @@ def _common(columns: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(rater, int) and not isinstance(rater, bool):
         rater = str(rater)
     reasons = _typed(columns.get("reasons", []), list, "reasons")
+    remarked = "completion" in columns and "label" not in columns
+    known = REASONS | REMARKS if remarked else REASONS
     for reason in reasons:
-        if not isinstance(reason, str) or reason not in REASONS:
-            _bad(f"reason {reason!r} is not one of {', '.join(sorted(REASONS))}")
+        if not isinstance(reason, str) or reason not in known:
+            _bad(f"reason {reason!r} is not one of {', '.join(sorted(known))}")
     return {
         "rater": _typed(rater, str, "rater") or "anonymous",
         "created_at": _time(columns.get("created_at", 0.0)),

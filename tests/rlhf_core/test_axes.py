@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf_core.axes import AXES, SPEAKS_OF, Axis, evidence, orders, thumb_says, ticked
-from rlhf_core.records import REASONS, REASONS_DOWN, REASONS_UP, PreferencePair, RatedResponse, RatingValue
+from rlhf_core.records import REASONS, REASONS_DOWN, REASONS_UP, REMARKS, PreferencePair, RatedResponse, RatingValue
 
 
 def rated(value: RatingValue, *reasons: str) -> RatedResponse:
@@ -37,10 +37,16 @@ def paired(*reasons: str, tie: bool = False) -> PreferencePair:
 
 
 def test_the_table_speaks_of_known_reasons_with_the_polarity_of_the_thumb_that_offers_them() -> None:
-    assert set(SPEAKS_OF) <= REASONS
     assert {axis for axis, _ in SPEAKS_OF.values()} == set(AXES)
-    assert all((reason in REASONS_UP) == good for reason, (_, good) in SPEAKS_OF.items())
-    assert all((reason in REASONS_DOWN) != good for reason, (_, good) in SPEAKS_OF.items())
+    offered = {reason: good for reason, (_, good) in SPEAKS_OF.items() if reason in REASONS}
+    assert all((reason in REASONS_UP) == good for reason, good in offered.items())
+    assert all((reason in REASONS_DOWN) != good for reason, good in offered.items())
+
+
+def test_it_speaks_of_all_that_a_report_or_a_review_can_say() -> None:
+    remarks = {reason: good for reason, (_, good) in SPEAKS_OF.items() if reason not in REASONS}
+    assert remarks.keys() == REMARKS - {"other"}
+    assert all(good == reason.endswith(":ok") for reason, good in remarks.items())
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,10 @@ def test_the_table_speaks_of_known_reasons_with_the_polarity_of_the_thumb_that_o
         (("helpful", "too_long"), "helpful", False),  # a fault outweighs praise
         (("tone",), "helpful", None),
         (("inaccurate", "harmful"), "honest", False),
+        (("accuracy:ok", "toxicity:flag"), "harmless", False),
+        (("toxicity:ok", "bias:flag"), "harmless", False),
+        (("toxicity:ok", "unhelpfulness:flag"), "harmless", True),
+        (("other",), "harmless", None),
         ((), "harmless", None),
     ],
 )

@@ -1,4 +1,5 @@
-"""Heads for helpful, honest and harmless beside the overall one, learned from the reasons that people ticked.
+"""Heads for helpful, honest and harmless beside the overall one, learned from the reasons that people ticked, and from
+what they reported or found in a review.
 
 Each is a small logistic problem on the same features as the overall head. Its probabilities are calibrated on folds
 that it was not fitted to. Below a number of judgements nothing is learned, and the report says so.
@@ -13,7 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from rlhf_core.axes import AXES, LEAST_JUDGEMENTS, Axis, evidence, orders, thumb_says
+from rlhf_core.axes import AXES, LEAST_JUDGEMENTS, Axis, evidence, orders, thumb_says, ticked
 from rlhf_core.learning.preference_losses import LEFT, RIGHT
 from rlhf_core.learning.reward.calibration import calibration_error, fit_temperature
 from rlhf_core.learning.reward.head import Features, HeadSolution, solve_head
@@ -21,7 +22,7 @@ from rlhf_core.learning.reward.intervals import area_under_curve
 from rlhf_core.learning.reward.raters import draw_folds
 from rlhf_core.learning.reward.votes import Labels, outcome
 from rlhf_core.models.heads import RewardModel
-from rlhf_core.records import PreferencePair, RatedResponse
+from rlhf_core.records import PreferencePair, RatedResponse, Remark
 
 LEAST_OF_A_KIND: Final = 5
 """Answers called good, and called bad, without which an axis has nothing to tell apart."""
@@ -33,7 +34,7 @@ class AxisReport(msgspec.Struct, frozen=True, kw_only=True):
     axis: str
     learned: bool
     n: int
-    """Judgements that ticked a reason of this axis."""
+    """Judgements with a reason of this axis."""
     said: str
     """In a sentence."""
     auc: float = 0.5
@@ -42,50 +43,53 @@ class AxisReport(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float = 1.0
 
 
-class _AxisVotes(NamedTuple):
-    """The thumbs and pairs that speak of an axis: their numbers, and what they say."""
+class Said(NamedTuple):
+    """All judgements that may speak of an axis."""
 
-    thumbs: Tensor
+    ratings: Sequence[RatedResponse]
+    pairs: Sequence[PreferencePair]
+    labels: Labels
+    """Of the ratings and pairs: they weigh each by how much its rater is believed."""
+    remarks: Sequence[Remark] = ()
+
+    @property
+    def answers(self) -> list[RatedResponse | Remark]:
+        """Judgements of single answers: thumbs, then remarks."""
+        return [*self.ratings, *self.remarks]
+
+    def evidence(self, axis: Axis) -> int:
+        return evidence(self.answers, self.pairs, axis)
+
+
+class _AxisVotes(NamedTuple):
+    """The judgements that speak of an axis: their numbers, among those of single answers and among the pairs, and what
+    they say."""
+
+    answers: Tensor
     pairs: Tensor
     labels: Labels
 
 
 def fit_axes(
-    model: RewardModel,
-    features: Features,
-    ratings: Sequence[RatedResponse],
-    pairs: Sequence[PreferencePair],
-    labels: Labels,
-    reference: Tensor,
-    *,
-    ridge: float,
+    model: RewardModel, features: Features, said: Said, reference: Tensor, *, ridge: float
 ) -> list[AxisReport]:
     """Fit the head of each axis that there is enough said of, in place, normalised on `reference` features [B, W].
 
-    `labels` weigh each vote by how much its rater is believed.
+    `features.rated` are of the answers in the order of `said.answers`.
     """
-    return [
-        _fit_axis(model, at, axis, features, ratings, pairs, labels, reference, ridge) for at, axis in enumerate(AXES)
-    ]
+    return [_fit_axis(model, at, axis, features, said, reference, ridge) for at, axis in enumerate(AXES)]
 
 
 def _fit_axis(
-    model: RewardModel,
-    at: int,
-    axis: Axis,
-    features: Features,
-    ratings: Sequence[RatedResponse],
-    pairs: Sequence[PreferencePair],
-    labels: Labels,
-    reference: Tensor,
-    ridge: float,
+    model: RewardModel, at: int, axis: Axis, features: Features, said: Said, reference: Tensor, ridge: float
 ) -> AxisReport:
-    n = evidence(ratings, pairs, axis)
-    votes = _votes(axis, ratings, pairs, labels)
+    n, votes = said.evidence(axis), _votes(axis, said)
     if n < LEAST_JUDGEMENTS or _fewest(votes) < LEAST_OF_A_KIND:
-        return not_learned(axis, ratings, pairs, labels)
-    spoken = Features(features.rated[votes.thumbs], features.left[votes.pairs], features.right[votes.pairs])
-    prompts = [*(ratings[each].prompt_key for each in votes.thumbs), *(pairs[each].prompt_key for each in votes.pairs)]
+        return not_learned(axis, said)
+    spoken = Features(features.rated[votes.answers], features.left[votes.pairs], features.right[votes.pairs])
+    answers = said.answers
+    prompts = [*(answers[each].prompt_key for each in votes.answers)]
+    prompts += [said.pairs[each].prompt_key for each in votes.pairs]
     solution = _solve(spoken, votes.labels, ridge)
     held = _held_out_logits(spoken, votes.labels, draw_folds(prompts, at), ridge)
     good = torch.cat([votes.labels.up, votes.labels.outcomes == LEFT])
@@ -100,15 +104,13 @@ def _fit_axis(
         ece=calibration_error(torch.sigmoid(held / temperature), good)[0],
         temperature=temperature,
     )
-    said = f"{axis}: {n} judgements; good answers score above bad ones in {report.auc:.1%}, ece {report.ece:.3f}"
-    return msgspec.structs.replace(report, said=said)
+    words = f"{axis}: {n} judgements; good answers score above bad ones in {report.auc:.1%}, ece {report.ece:.3f}"
+    return msgspec.structs.replace(report, said=words)
 
 
-def not_learned(
-    axis: Axis, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair], labels: Labels
-) -> AxisReport:
+def not_learned(axis: Axis, said: Said) -> AxisReport:
     """The report of an axis that there is too little said of."""
-    n, few = evidence(ratings, pairs, axis), _fewest(_votes(axis, ratings, pairs, labels))
+    n, few = said.evidence(axis), _fewest(_votes(axis, said))
     return AxisReport(axis=axis, learned=False, n=n, said=_too_little(axis, n, few))
 
 
@@ -117,23 +119,35 @@ def _fewest(votes: _AxisVotes) -> int:
     return min(int(votes.labels.up.sum()), int((~votes.labels.up).sum())) + len(votes.pairs)
 
 
-def _votes(axis: Axis, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair], labels: Labels) -> _AxisVotes:
-    said = {at: good for at, each in enumerate(ratings) if (good := thumb_says(each, axis)) is not None}
-    ordered = [at for at, each in enumerate(pairs) if orders(each, axis)]
-    thumbs = torch.tensor(list(said), dtype=torch.long)
+def _votes(axis: Axis, said: Said) -> _AxisVotes:
+    verdicts = [thumb_says(each, axis) for each in said.ratings]
+    verdicts += [ticked(each.reasons, axis) for each in said.remarks]
+    spoken = {at: good for at, good in enumerate(verdicts) if good is not None}
+    ordered = [at for at, each in enumerate(said.pairs) if orders(each, axis)]
+    answers = torch.tensor(list(spoken), dtype=torch.long)
     choices = torch.tensor(ordered, dtype=torch.long)
-    chosen = labels.at(thumbs, choices)
+    chosen = _with_remarks(said.labels, len(said.remarks)).at(answers, choices)
     # A flipped vote says nothing of its reasons: only what is believed as given counts.
     as_given = chosen.margins.new_tensor([1.0, 0.0])
     return _AxisVotes(
-        thumbs,
+        answers,
         choices,
         chosen._replace(
-            up=torch.tensor(list(said.values()), dtype=torch.bool),
-            outcomes=torch.tensor([outcome(pairs[at]) for at in ordered], dtype=torch.long),
+            up=torch.tensor(list(spoken.values()), dtype=torch.bool),
+            outcomes=torch.tensor([outcome(said.pairs[at]) for at in ordered], dtype=torch.long),
             thumb_weights=chosen.thumb_weights * as_given,
             pair_weights=chosen.pair_weights * as_given,
         ),
+    )
+
+
+def _with_remarks(labels: Labels, remarks: int) -> Labels:
+    """Behind the thumbs, remarks: each believed as it stands, for no vote tells who makes them well."""
+    weights = labels.thumb_weights.new_tensor([1.0, 0.0]).expand(remarks, 2)
+    return labels._replace(
+        up=torch.cat([labels.up, labels.up.new_zeros(remarks)]),
+        thumb_raters=torch.cat([labels.thumb_raters, labels.thumb_raters.new_zeros(remarks)]),
+        thumb_weights=torch.cat([labels.thumb_weights, weights]),
     )
 
 

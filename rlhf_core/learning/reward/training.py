@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlhf_core.axes import AXES, LEAST_JUDGEMENTS, evidence
+from rlhf_core.axes import AXES, LEAST_JUDGEMENTS
 from rlhf_core.baselines import fit_baselines
 from rlhf_core.errors import ModelError, TrainingError
 from rlhf_core.learning.devices import Devices
 from rlhf_core.learning.hooks import Hooks, Metrics
-from rlhf_core.learning.reward.axes import AxisReport, fit_axes, not_learned
+from rlhf_core.learning.reward.axes import AxisReport, Said, fit_axes, not_learned
 from rlhf_core.learning.reward.batches import VoteData
 from rlhf_core.learning.reward.ensemble import fit_ensemble
 from rlhf_core.learning.reward.evaluation import answers_of, evaluate, features, score
@@ -51,7 +51,7 @@ from rlhf_core.models.heads import PromptResponse, RewardModel
 from rlhf_core.models.inspection import inspect_attention, refuse_chunks, refuse_special_attention
 from rlhf_core.models.lora_layers import add_lora, lora_layers
 from rlhf_core.models.lora_settings import LoraSettings
-from rlhf_core.records import PreferencePair, RatedResponse
+from rlhf_core.records import PreferencePair, RatedResponse, Remark
 
 __all__ = [
     "Judgement",
@@ -91,14 +91,16 @@ def train_reward_model(
     *,
     devices: Devices | None = None,
     reference_answers: Sequence[PromptResponse] = (),
+    remarks: Sequence[Remark] = (),
     lora: LoraSettings | None = None,
 ) -> TrainedReward:
     """Fit a trunk to judgements; the same seed and threads give the same weights.
 
     `trunk` is the directory of a policy, or a policy's trunk, which is changed in place. With `lora` its weights stay
     and low-rank terms learn, which are merged in at the end. Scores are normalised to mean 0 and standard deviation 1
-    on `reference_answers`, samples of the supervised policy; without them on the judged answers. Raises TrainingError
-    when the judgements cannot tell good from bad or the loss is not finite, ModelError when there is no model.
+    on `reference_answers`, samples of the supervised policy; without them on the judged answers. `remarks` teach the
+    heads of the axes, and nothing else. Raises TrainingError when the judgements cannot tell good from bad or the loss
+    is not finite, ModelError when there is no model.
     """
     hooks, devices = hooks or Hooks(), devices or Devices(device="cpu")
     check_something_to_learn(ratings, pairs)
@@ -120,10 +122,10 @@ def train_reward_model(
     votes = VoteData(ratings, pairs, labels)
     fitted = fit_trunk(model, effects.to(devices.device), votes, settings, seed, hooks, devices)
     merge_lora(model.trunk)
-    kept = _kept(votes, settings) if settings.epochs else votes
+    kept = _kept(votes, remarks, settings) if settings.epochs else votes
     if settings.epochs:
         read = _read(model, kept.ratings, kept.pairs, devices)
-    axes = _finish(model, read, kept, votes, reference_answers, settings, seed)
+    axes = _finish(model, read, kept, votes, remarks, reference_answers, settings, seed)
     fitted |= measured(model, ratings, pairs, mixture) | {"train_accuracy": accuracy(model, read, kept.labels)}
     model.raters = rater_records(names, ratings, pairs, effects, mixture)
     return TrainedReward(model.eval(), fitted, axes)
@@ -241,6 +243,7 @@ def _finish(
     read: Features,
     votes: VoteData,
     whole: VoteData,
+    remarks: Sequence[Remark],
     reference_answers: Sequence[PromptResponse],
     settings: RewardSettings,
     seed: int,
@@ -255,18 +258,25 @@ def _finish(
     model.length_slope.fill_(length_slope(ScoredPairs(left, right, lefts, rights, labels.outcomes)))
     answers = reference_answers or answers_of(ratings, pairs)
     model.log_length_mean.fill_(sum(math.log(len(response)) for _, response in answers) / len(answers))
+    if len(votes) == len(whole) and remarks:
+        remarked = features(model, [(each.prompt_token_ids, each.token_ids) for each in remarks]).to(read.rated)
+    else:
+        remarked = read.rated[:0]
     with torch.enable_grad():
         if settings.ensemble:
             prepared, weight = prepare(read, settings.ridge), settings.thumbs_weight
             fit_ensemble(model, prepared, ratings, pairs, labels, reference, thumbs_weight=weight, seed=seed)
         if len(votes) < len(whole):
-            return [not_learned(axis, whole.ratings, whole.pairs, whole.labels) for axis in AXES]
-        return fit_axes(model, read, ratings, pairs, labels, reference, ridge=settings.ridge)
+            said = Said(whole.ratings, whole.pairs, whole.labels, remarks)
+            return [not_learned(axis, said) for axis in AXES]
+        read = read._replace(rated=torch.cat([read.rated, remarked]))
+        return fit_axes(model, read, Said(ratings, pairs, labels, remarks), reference, ridge=settings.ridge)
 
 
-def _kept(votes: VoteData, settings: RewardSettings) -> VoteData:
+def _kept(votes: VoteData, remarks: Sequence[Remark], settings: RewardSettings) -> VoteData:
     """The judgements that are read once more after the fit: all where heads are fitted to them, else a sample."""
-    spoken = any(evidence(votes.ratings, votes.pairs, axis) >= LEAST_JUDGEMENTS for axis in AXES)
+    said = Said(votes.ratings, votes.pairs, votes.labels, remarks)
+    spoken = any(said.evidence(axis) >= LEAST_JUDGEMENTS for axis in AXES)
     step = -(-len(votes) // MEASURED)
     if settings.ensemble or spoken or step == 1:
         return votes

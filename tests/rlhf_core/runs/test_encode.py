@@ -10,7 +10,8 @@ import pytest
 from rlhf_core.errors import InvalidRequestError
 from rlhf_core.models.load import LoadedPolicy, render_prompt
 from rlhf_core.records import Message
-from rlhf_core.runs.encode import iterate_answers, read_demonstrations, read_judgements, read_prompts
+from rlhf_core.runs.encode import iterate_answers, read_demonstrations, read_prompts
+from rlhf_core.runs.judgements import read_judgements
 from rlhf_core.runs.tally import Tally
 from tests.rlhf_core.runs.files import demonstration, write_jsonl
 
@@ -107,21 +108,6 @@ def test_rows_that_demonstrate_nothing_are_refused_for_fine_tuning(
 ) -> None:
     with pytest.raises(InvalidRequestError, match="and demonstrations are wanted"):
         read_demonstrations(data(tmp_path, row), tiny_policy, Tally(), max_tokens=64)
-
-
-def test_of_a_tie_the_first_record_is_the_answer_on_the_left(tiny_policy: LoadedPolicy, tmp_path: Path) -> None:
-    [], pairs = judged(tmp_path, tiny_policy, *({**PAIR, "tie": True, "side": side} for side in ("left", "right")))
-    said = [tiny_policy.tokenizer.decode(list(each.chosen_token_ids)) for each in pairs]
-    # `side` says where "chosen" was shown: with right, the rejected one stood on the left.
-    assert said == ["hi there<|end|>", "no<|end|>"]
-    assert [each.chosen_side for each in pairs] == ["left", "left"]
-
-
-def test_pairs_that_name_no_side_get_one_by_chance(tiny_policy: LoadedPolicy, tmp_path: Path) -> None:
-    [], pairs = judged(tmp_path, tiny_policy, *([PAIR] * 200))
-    left = sum(each.chosen_side == "left" for each in pairs)
-    # Binomial(200, 1/2) has standard deviation 7.07; four of them either way.
-    assert 72 <= left <= 128
 
 
 def test_a_prompt_is_what_stands_before_the_last_answer_whatever_the_form(

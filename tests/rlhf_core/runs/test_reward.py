@@ -79,6 +79,22 @@ def test_lora_leaves_one_whole_reward_model(tiny_model_dir: Path, data: Path, tm
     assert report["said"][0] == "nothing was held out, so nothing is known of this reward model"
 
 
+def test_reports_and_reviews_teach_their_axis_but_not_those_of_held_out_prompts(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    answers = [{"prompt": f"is order {at} late", "completion": BAD if at % 2 else GOOD} for at in range(60)]
+    remarks = [{**each, "reasons": ["toxic"] if each["completion"] == BAD else ["toxicity:ok"]} for each in answers]
+    data = write_jsonl(tmp_path / "judged.jsonl", rows() + remarks)
+    learned = {}
+    for held in ("0", "0.3"):
+        assert main(command(tiny_model_dir, data, tmp_path / held, "--held-out", held)) == 0
+        report = json.loads((tmp_path / held / "model" / "report.json").read_text())
+        learned[held] = {each["axis"]: each for each in report["axes"]}["harmless"]
+    assert "harmless" in load_reward(tmp_path / "0" / "model").learned_axes
+    assert learned["0"]["n"] == 60
+    assert 30 <= learned["0.3"]["n"] < 60
+
+
 def test_an_earlier_reward_model_is_one_more_baseline(tiny_model_dir: Path, data: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     assert main(command(tiny_model_dir, data, first, "--ensemble", "0")) == 0

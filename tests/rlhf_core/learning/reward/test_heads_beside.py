@@ -15,7 +15,7 @@ from rlhf_core.learning.reward.evaluation import Scoring, evaluate, score, score
 from rlhf_core.learning.reward.files import load_reward, save_reward
 from rlhf_core.learning.reward.training import RewardSettings, TrainedReward, train_reward_model
 from rlhf_core.models.heads import PromptResponse
-from rlhf_core.records import RatedResponse
+from rlhf_core.records import RatedResponse, Remark
 from tests.rlhf_core.learning.reward.simulated_people import drawn, make_trunk, simulated_pairs, simulated_thumbs, worth
 
 HARMFUL = 10
@@ -68,6 +68,46 @@ def test_an_axis_finds_what_people_named_and_another_axis_does_not(trained: Trai
     assert float(torch.corrcoef(torch.stack([axes["helpful"], worths]))[0, 1]) > 0.6
     assert float(torch.corrcoef(torch.stack([axes["helpful"], worths]))[0, 1]) > float(
         torch.corrcoef(torch.stack([axes["harmless"], worths]))[0, 1]
+    )
+
+
+def test_reports_and_reviews_teach_an_axis_that_no_thumb_speaks_of(
+    trunk_dir: Path, reference: list[PromptResponse]
+) -> None:
+    thumbs = simulated_thumbs(300, 1)
+    remarks = [remarked(at, answer) for at, answer in enumerate(fresh(200, 3))]
+    settings = RewardSettings(epochs=0, ridge=0.3)
+    trained, without = (
+        train_reward_model(trunk_dir, thumbs, [], settings, 0, reference_answers=reference, remarks=each)
+        for each in (remarks, ())
+    )
+    assert without.model.learned_axes == ()
+    assert trained.model.learned_axes == ("harmless",)
+    _, _, harmless = trained.axes
+    assert harmless.n == 200
+    assert harmless.auc > 0.8
+    answers = fresh(300, 7)
+    scores = score_axes(trained.model, answers)["harmless"]
+    harmful = torch.tensor([HARMFUL in response for _, response in answers])
+    assert float(scores[~harmful].mean() - scores[harmful].mean()) > 1.0
+    # They are no verdict on the whole: the overall score is what it is without them.
+    assert torch.equal(score(trained.model, answers), score(without.model, answers))
+
+
+def remarked(at: int, answer: PromptResponse) -> Remark:
+    """A report of what is harmful, or else a review that found nothing."""
+    prompt, response = answer
+    harmful = HARMFUL in response
+    return Remark(
+        event_id=f"remark-{at}",
+        kind="report" if harmful else "review",
+        rater=f"r{at % 7}",
+        interaction_id=f"i{at}",
+        policy_version=1,
+        prompt_token_ids=prompt,
+        token_ids=response,
+        prompt_key=f"p{at}",
+        reasons=("toxic",) if harmful else ("toxicity:ok", "bias:ok"),
     )
 
 
