@@ -6,11 +6,11 @@ verdict alone: who dislikes an answer for its length has not called it harmful. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
-from rlhf_core.records import PreferencePair, RatedResponse
+from rlhf_core.records import PreferencePair, RatedResponse, Remark, TokenIds
 
 Axis = Literal["helpful", "honest", "harmless"]
 
@@ -57,13 +57,6 @@ SILENCE_CLEARS: Final[frozenset[Axis]] = frozenset({"honest", "harmless"})
 here; without such answers there would be nothing to tell the faulty ones from."""
 
 
-class WithReasons(Protocol):
-    """A judgement that says why."""
-
-    @property
-    def reasons(self) -> tuple[str, ...]: ...
-
-
 def ticked(reasons: Iterable[str], axis: Axis) -> bool | None:
     """What reasons say of an axis: True well, False badly, None nothing. A fault outweighs praise."""
     said = {SPEAKS_OF[reason][1] for reason in reasons if reason in SPEAKS_OF and SPEAKS_OF[reason][0] == axis}
@@ -83,7 +76,22 @@ def orders(pair: PreferencePair, axis: Axis) -> bool:
     return not pair.tie and ticked(pair.reasons, axis) is not None
 
 
-def evidence(answers: Iterable[WithReasons], pairs: Iterable[PreferencePair], axis: Axis) -> int:
-    """Judgements with a reason of the axis: of single answers (thumbs, reports, reviews), and choices."""
-    single = sum(ticked(each.reasons, axis) is not None for each in answers)
-    return single + sum(orders(each, axis) for each in pairs)
+def remarks_say(remarks: Sequence[Remark], axis: Axis) -> list[bool | None]:
+    """What each report and review says of an axis. A report says nothing where a review of that answer speaks."""
+    reviewed = {_answer(each) for each in remarks if each.kind == "review" and ticked(each.reasons, axis) is not None}
+    return [
+        None if each.kind == "report" and _answer(each) in reviewed else ticked(each.reasons, axis) for each in remarks
+    ]
+
+
+def _answer(remark: Remark) -> tuple[TokenIds, TokenIds]:
+    return remark.prompt_token_ids, remark.token_ids
+
+
+def evidence(
+    ratings: Iterable[RatedResponse], pairs: Iterable[PreferencePair], remarks: Sequence[Remark], axis: Axis
+) -> int:
+    """Judgements with a reason of the axis."""
+    thumbs = sum(ticked(each.reasons, axis) is not None for each in ratings)
+    said = sum(each is not None for each in remarks_say(remarks, axis))
+    return thumbs + said + sum(orders(each, axis) for each in pairs)

@@ -18,7 +18,7 @@ import msgspec
 
 from rlhf_core.checkpoints import sync_directory, write_synced
 from rlhf_core.errors import CheckpointError, NotFoundError
-from rlhf_core.records import FeedbackKind, Message, PreferenceBatch, PreferencePair, RatedResponse
+from rlhf_core.records import FeedbackKind, Message, PreferenceBatch, PreferencePair, RatedResponse, Remark
 
 Split = Literal["train", "judge", "gate"]
 
@@ -77,6 +77,10 @@ def pair_key(pair: PreferencePair) -> str:
     return judgement_key("comparison", pair.comparison_id, pair.rater)
 
 
+def remark_key(remark: Remark) -> str:
+    return judgement_key(remark.kind, remark.interaction_id, remark.rater)
+
+
 def batch_path(directory: Path, batch_id: str) -> Path:
     """Where a batch lives. Raises CheckpointError for an id that could leave the directory."""
     if not _BATCH_ID.fullmatch(batch_id) or ".." in batch_id:
@@ -105,11 +109,6 @@ def load_batches(directory: Path, batch_ids: Iterable[str]) -> list[PreferenceBa
     return [_load_batch(batch_path(directory, batch_id), batch_id) for batch_id in batch_ids]
 
 
-def judgement_keys(batches: Iterable[PreferenceBatch]) -> list[str]:
-    """Every judgement of the batches once, in order of first appearance: what to ask the store about."""
-    return list(dict.fromkeys(key for batch in batches for key, _ in _judgements(batch)))
-
-
 def current_judgements(
     batches: Iterable[PreferenceBatch], current_event_ids: Mapping[str, str]
 ) -> tuple[list[RatedResponse], list[PreferencePair]]:
@@ -129,6 +128,15 @@ def current_judgements(
         [each for each in standing if isinstance(each, RatedResponse)],
         [each for each in standing if isinstance(each, PreferencePair)],
     )
+
+
+def current_remarks(batches: Iterable[PreferenceBatch], current_event_ids: Mapping[str, str]) -> list[Remark]:
+    """Likewise of reports and reviews."""
+    latest: dict[str, Remark] = {}
+    for each in (each for batch in batches for each in batch.remarks):
+        latest.pop(remark_key(each), None)
+        latest[remark_key(each)] = each
+    return [each for key, each in latest.items() if current_event_ids.get(key) == each.event_id]
 
 
 def _judgements(batch: PreferenceBatch) -> list[tuple[str, RatedResponse | PreferencePair]]:

@@ -24,7 +24,8 @@ from server.errors import respond
 from server.identity import Pseudonyms
 from server.metrics import Metrics
 from server.policy_source import PolicySource
-from server.routes import chat, comparisons, feedback, models, policies, status, text
+from server.routes import chat, comparisons, feedback, models, policies, remarks, status, text
+from server.routes.remarks import Remarking
 from server.routes.replies import Generating
 from server.serving import Serving
 from server.stores import Stores
@@ -54,6 +55,7 @@ def create_app(
             *text.ROUTES,
             *models.ROUTES,
             *feedback.ROUTES,
+            *remarks.ROUTES,
             *comparisons.ROUTES,
             *policies.ROUTES,
             *status.ROUTES,
@@ -70,6 +72,7 @@ def create_app(
             "metrics": given(metrics),
             "interactions": given(stores.interactions),
             "feedback": given(stores.feedback),
+            "remarking": given(Remarking(stores.interactions, stores.remarks, pseudonyms, metrics)),
             "policies": given(stores.policies),
             "status": given(status.StatusReader(settings, stores.policies, stores.feedback, stores.jobs)),
         },

@@ -14,7 +14,16 @@ import msgspec
 from msgspec import Meta
 
 from rlhf_core.errors import InvalidRequestError
-from rlhf_core.records import REASONS, ChoiceValue, Message, RatingValue, Sampling
+from rlhf_core.records import (
+    REASONS,
+    REVIEWED,
+    ChoiceValue,
+    Message,
+    RatingValue,
+    ReportCategory,
+    Reviewed,
+    Sampling,
+)
 from server.bodies import Body, convert, decode_object, unsupported
 
 DEFAULT_MAX_TOKENS = 256
@@ -123,6 +132,28 @@ class RatingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     value: RatingValue
     reasons: Reasons = ()
     comment: Comment = ""
+
+
+class ReportBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    category: ReportCategory
+    note: Comment = ""
+
+
+class ReviewBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a reviewer looked at, and found in order or not; at least one of them."""
+
+    accuracy: Reviewed | None = None
+    toxicity: Reviewed | None = None
+    bias: Reviewed | None = None
+    unhelpfulness: Reviewed | None = None
+    note: Comment = ""
+
+    def reasons(self) -> tuple[str, ...]:
+        """As records have it. Raises InvalidRequestError when nothing was looked at."""
+        said = tuple(f"{name}:{value}" for name in REVIEWED if (value := getattr(self, name)) is not None)
+        if not said:
+            raise InvalidRequestError(f"a review says ok or flag of one of {', '.join(REVIEWED)}", param="accuracy")
+        return said
 
 
 class ChoiceBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf_core.preferences import batch_path, judgement_key, prompt_key, save_batch
-from rlhf_core.records import Comparison, Feedback, Interaction, PreferenceBatch, PreferencePair, RatedResponse
+from rlhf_core.records import (
+    Comparison,
+    Feedback,
+    Interaction,
+    PreferenceBatch,
+    PreferencePair,
+    RatedResponse,
+    Remark,
+    RemarkKind,
+)
 from rlhf_core.store.feedback import FeedbackStore
 from rlhf_core.store.interactions import InteractionStore
 
@@ -54,15 +63,17 @@ def make_batch(
     standing = [event for event in last_words.values() if event.value is not None]
     usable = [event for event in standing if event.trains]
     comparisons = [(event, feedback.comparison(event.target)) for event in usable if event.kind == "comparison"]
-    thumbs = [event for event in usable if event.kind == "rating"]
-    needed = [event.target for event in thumbs]
+    needed = [event.target for event in usable if event.kind != "comparison"]
     needed += [side for _, comparison in comparisons for side in (comparison.left, comparison.right)]
     found = {key: each for key, each in interactions.many(dict.fromkeys(needed)).items() if _has_content(each)}
     compared = {event.event_id: comparison for event, comparison in comparisons}
-    ratings, pairs = list[RatedResponse](), list[PreferencePair]()
+    ratings, pairs, remarks = list[RatedResponse](), list[PreferencePair](), list[Remark]()
     for event in usable:
         if event.kind == "rating":
             ratings += [_rated(event, found[event.target], event.value)] if event.target in found else []
+            continue
+        if event.kind in ("report", "review"):
+            remarks += [_remark(event, event.kind, found[event.target])] if event.target in found else []
             continue
         comparison = compared[event.event_id]
         if comparison.left in found and comparison.right in found:
@@ -77,6 +88,7 @@ def make_batch(
         events=len(events),
         ratings=tuple(ratings),
         pairs=tuple(pairs),
+        remarks=tuple(remarks),
         current_event_ids={key: "" if event.value is None else event.event_id for key, event in last_words.items()},
     )
 
@@ -103,6 +115,21 @@ def _rated(event: Feedback, interaction: Interaction, value: object) -> RatedRes
         prompt_token_ids=interaction.prompt_token_ids,
         token_ids=interaction.token_ids,
         value="up" if value == "up" else "down",
+        prompt_key=prompt_key(interaction.messages),
+        reasons=event.reasons,
+        created_at=event.created_at,
+    )
+
+
+def _remark(event: Feedback, kind: RemarkKind, interaction: Interaction) -> Remark:
+    return Remark(
+        event_id=event.event_id,
+        kind=kind,
+        rater=event.rater,
+        interaction_id=interaction.interaction_id,
+        policy_version=interaction.policy_version,
+        prompt_token_ids=interaction.prompt_token_ids,
+        token_ids=interaction.token_ids,
         prompt_key=prompt_key(interaction.messages),
         reasons=event.reasons,
         created_at=event.created_at,

@@ -7,8 +7,16 @@ from pathlib import Path
 
 import msgspec
 
-from rlhf_core.preferences import Split, current_judgements, load_batches, prompt_key, rating_key, split_of
-from rlhf_core.records import PreferenceBatch, PreferencePair, RatedResponse
+from rlhf_core.preferences import (
+    Split,
+    current_judgements,
+    current_remarks,
+    load_batches,
+    prompt_key,
+    rating_key,
+    split_of,
+)
+from rlhf_core.records import PreferenceBatch, PreferencePair, RatedResponse, Remark
 from rlhf_core.store.feedback import FeedbackStore
 from rlhf_core.store.interactions import InteractionStore
 
@@ -21,8 +29,18 @@ def standing_judgements(
 ) -> tuple[list[RatedResponse], list[PreferencePair]]:
     """Judgements of the batches that nobody has changed or withdrawn since. Asks the store at every call."""
     batches = load_batches(directory, batch_ids)
-    keys = list(dict.fromkeys(key for batch in batches for key in batch.current_event_ids))
-    return filter_standing(batches, feedback.current_event_ids(keys))
+    return filter_standing(batches, _current(feedback, batches))
+
+
+def standing_remarks(feedback: FeedbackStore, directory: Path, batch_ids: Sequence[str]) -> list[Remark]:
+    """Likewise of reports and reviews."""
+    batches = load_batches(directory, batch_ids)
+    return current_remarks(batches, _current(feedback, batches))
+
+
+def _current(feedback: FeedbackStore, batches: Sequence[PreferenceBatch]) -> dict[str, str]:
+    """The event that is current now, by the key of each judgement of the batches."""
+    return feedback.current_event_ids(list(dict.fromkeys(key for each in batches for key in each.current_event_ids)))
 
 
 def filter_standing(

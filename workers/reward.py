@@ -25,11 +25,11 @@ from rlhf_core.learning.reward.settings import RewardSettings
 from rlhf_core.learning.reward.training import TrainedReward, load_trunk, train_reward_model
 from rlhf_core.models.adapted import load_full
 from rlhf_core.models.heads import PromptResponse, RewardModel
-from rlhf_core.preferences import Split, select_split
-from rlhf_core.records import Job, PreferencePair, RatedResponse
+from rlhf_core.preferences import Split, select_split, split_of
+from rlhf_core.records import Job, PreferencePair, RatedResponse, Remark
 from rlhf_core.settings import Settings
 from rlhf_core.store.policies import PolicyStore, finite
-from workers.judgements import standing_judgements
+from workers.judgements import standing_judgements, standing_remarks
 from workers.progress import Progress
 from workers.stores import Stores
 
@@ -50,6 +50,7 @@ class _Training(NamedTuple):
     settings: Settings
     job: Job
     judgements: Judgements
+    remarks: list[Remark]
     reference: str
 
 
@@ -59,7 +60,8 @@ def train_reward(stores: Stores, settings: Settings, job: Job, progress: Progres
     if reference is None:
         raise TrainingError("there is no supervised policy yet: the server publishes it at its first start")
     judgements = standing_judgements(stores.feedback, settings.batches_path, job.batch_ids)
-    training = _Training(stores, settings, job, judgements, reference)
+    remarks = standing_remarks(stores.feedback, settings.batches_path, job.batch_ids)
+    training = _Training(stores, settings, job, judgements, remarks, reference)
     climbed, metrics = _train_one(training, "train", settings.seed, progress.part(0.05, 0.5, "reward model"))
     judge, judge_metrics = _train_one(training, "judge", settings.seed + 1, progress.part(0.5, 0.95, "judge"))
     metrics |= {f"judge_{name}": value for name, value in judge_metrics.items()}
@@ -88,6 +90,7 @@ def _train_one(training: _Training, split: Split, seed: int, on_progress: PartPr
         Hooks(progress=on_progress),
         devices=Devices(device="cpu"),
         reference_answers=_reference_answers(policies, ratings, training.reference),
+        remarks=[each for each in training.remarks if split_of(each.prompt_key) == split],
     )
     report = _report(training, trained, (ratings, pairs), split)
     held_out = evaluate(trained.model, *select_split(*training.judgements, "gate"))

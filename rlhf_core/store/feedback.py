@@ -52,17 +52,17 @@ class FeedbackStore:
         now: float,
     ) -> Recorded:
         """Record a thumb. Raises NotFoundError for an unknown interaction, ConflictError while it streams."""
-        event = _event("rating", interaction_id, rater, value, reasons, comment, now)
+        event = new_event("rating", interaction_id, rater, value, reasons, comment, now)
         places = [keys.event(event.event_id), keys.interaction_facts(interaction_id), keys.FEEDBACK]
-        reply = self._rate([*places, keys.CURRENT, keys.UNREAD, keys.APPROVAL], _arguments(event))
-        return _recorded(reply, f"interaction {interaction_id}")
+        reply = self._rate([*places, keys.CURRENT, keys.UNREAD, keys.APPROVAL], arguments_of(event))
+        return recorded(reply, f"interaction {interaction_id}")
 
     def withdraw(self, interaction_id: str, rater: str, *, now: float) -> Feedback | None:
         """Take a thumb back. None when there was none."""
-        event = _event("rating", interaction_id, rater, None, (), "", now)
+        event = new_event("rating", interaction_id, rater, None, (), "", now)
         places = [keys.event(event.event_id), keys.FEEDBACK, keys.CURRENT, keys.UNREAD, keys.APPROVAL]
-        reply = self._withdraw(places, _arguments(event))
-        return None if reply[0] == b"missing" else _recorded(reply, interaction_id).event
+        reply = self._withdraw(places, arguments_of(event))
+        return None if reply[0] == b"missing" else recorded(reply, interaction_id).event
 
     def rating(self, interaction_id: str, rater: str) -> Feedback | None:
         return self._judgement(keys.judgement("rating", interaction_id, rater))
@@ -96,11 +96,11 @@ class FeedbackStore:
         Raises NotFoundError for an unknown comparison, ConflictError while either answer is streaming.
         """
         sides = self.comparison(comparison_id)
-        event = _event("comparison", comparison_id, rater, choice, reasons, comment, now)
+        event = new_event("comparison", comparison_id, rater, choice, reasons, comment, now)
         facts = [keys.interaction_facts(sides.left), keys.interaction_facts(sides.right)]
         places = [keys.event(event.event_id), keys.comparison(comparison_id), *facts]
-        reply = self._choose([*places, keys.FEEDBACK, keys.CURRENT, keys.UNREAD], [*_arguments(event), now])
-        return _recorded(reply, f"comparison {comparison_id}")
+        reply = self._choose([*places, keys.FEEDBACK, keys.CURRENT, keys.UNREAD], [*arguments_of(event), now])
+        return recorded(reply, f"comparison {comparison_id}")
 
     def choice(self, comparison_id: str, rater: str) -> Feedback | None:
         return self._judgement(keys.judgement("comparison", comparison_id, rater))
@@ -164,23 +164,25 @@ class FeedbackStore:
         if not judgement_keys:
             return {}
         records = self._client.hmget(keys.CURRENT, list(judgement_keys))
-        events = [_standing(record) for record in records]
+        events = [standing(record) for record in records]
         return {key: event.event_id if event else "" for key, event in zip(judgement_keys, events, strict=True)}
 
     def _judgement(self, key: str) -> Feedback | None:
-        return _standing(self._client.hget(keys.CURRENT, key))
+        return standing(self._client.hget(keys.CURRENT, key))
 
 
-def _standing(record: bytes | str | None) -> Feedback | None:
+def standing(record: bytes | str | None) -> Feedback | None:
+    """A judgement that was read; None for none, and for one that was withdrawn."""
     if record is None:
         return None
     event = msgspec.json.decode(record, type=Feedback)
     return None if event.value is None else event
 
 
-def _event(
+def new_event(
     kind: Any, target: str, rater: str, value: Any, reasons: Sequence[str], comment: str, now: float
 ) -> Feedback:
+    """What somebody says now. The script that writes it adds what it knows better."""
     return Feedback(
         event_id=f"fb-{uuid4().hex}",
         kind=kind,
@@ -193,7 +195,7 @@ def _event(
     )
 
 
-def _arguments(event: Feedback) -> list[str | bytes]:
+def arguments_of(event: Feedback) -> list[str | bytes]:
     """Judgement key, JSON without the fields that the script knows better, event id."""
     fields = msgspec.to_builtins(event)
     for known_to_the_script in ("supersedes", "policy_version", "trains"):
@@ -202,7 +204,8 @@ def _arguments(event: Feedback) -> list[str | bytes]:
     return [key, msgspec.json.encode(fields), event.event_id]
 
 
-def _recorded(reply: list[Any], target: str) -> Recorded:
+def recorded(reply: list[Any], target: str) -> Recorded:
+    """What a script answered about a judgement of `target`. Raises NotFoundError and ConflictError."""
     if reply[0] == b"missing":
         raise NotFoundError(f"no {target}")
     if reply[0] == b"streaming":

@@ -45,7 +45,8 @@ def interaction(interaction_id: str) -> str:
 
 
 def interaction_facts(interaction_id: str) -> str:
-    """Hash of what the feedback scripts need to know: status, policy_version, stored."""
+    """Hash of what the feedback scripts need to know: status, policy_version, stored; and how many reports
+    and reviews of it stand."""
     return f"{PREFIX}interaction:{interaction_id}:facts"
 
 
@@ -57,6 +58,11 @@ def conversation(conversation_id: str) -> str:
 def comparison(comparison_id: str) -> str:
     """Hash: `record`, a Comparison in JSON, and `revealed_at`."""
     return f"{PREFIX}comparison:{comparison_id}"
+
+
+def remarks(kind: str) -> str:
+    """Sorted set: the key of each standing report, or review, by the time it was made."""
+    return f"{PREFIX}{kind}s"
 
 
 def event(event_id: str) -> str:

@@ -33,7 +33,7 @@ redis.call('HSET', KEYS[2], 'status', ARGV[2], 'policy_version', ARGV[3], 'store
 return {'ok'}
 """
 
-_APPEND = """
+APPEND = """
 local function lookup(key)
   local current = redis.call('HGET', key, ARGV[1])
   if not current then return nil, nil end
@@ -79,7 +79,7 @@ end
 """
 
 RATE = (
-    _APPEND
+    APPEND
     + """
 -- KEYS dedupe facts stream current unread approval; ARGV judgement_key event event_id
 local again = remembered(KEYS[1])
@@ -107,7 +107,7 @@ return remember(KEYS[1], is_judgement(previous) and 0 or 1, 1, full)
 )
 
 WITHDRAW = (
-    _APPEND
+    APPEND
     + """
 -- KEYS dedupe stream current unread approval; ARGV judgement_key event event_id
 local again = remembered(KEYS[1])
@@ -124,7 +124,7 @@ return remember(KEYS[1], 0, 1, full)
 )
 
 CHOOSE = (
-    _APPEND
+    APPEND
     + """
 -- KEYS dedupe comparison left_facts right_facts stream current unread; ARGV judgement_key event event_id now
 local again = remembered(KEYS[1])

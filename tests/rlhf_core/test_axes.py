@@ -2,8 +2,18 @@
 
 import pytest
 
-from rlhf_core.axes import AXES, SPEAKS_OF, Axis, evidence, orders, thumb_says, ticked
-from rlhf_core.records import REASONS, REASONS_DOWN, REASONS_UP, REMARKS, PreferencePair, RatedResponse, RatingValue
+from rlhf_core.axes import AXES, SPEAKS_OF, Axis, evidence, orders, remarks_say, thumb_says, ticked
+from rlhf_core.records import (
+    REASONS,
+    REASONS_DOWN,
+    REASONS_UP,
+    REMARKS,
+    PreferencePair,
+    RatedResponse,
+    RatingValue,
+    Remark,
+    RemarkKind,
+)
 
 
 def rated(value: RatingValue, *reasons: str) -> RatedResponse:
@@ -82,4 +92,31 @@ def test_a_choice_orders_its_answers_on_the_axes_of_its_reasons() -> None:
 
 def test_evidence_counts_what_was_ticked_and_not_silence() -> None:
     ratings = [rated("up"), rated("up", "accurate"), rated("down", "inaccurate"), rated("down", "tone")]
-    assert evidence(ratings, [paired("accurate"), paired()], "honest") == 3
+    assert evidence(ratings, [paired("accurate"), paired()], [], "honest") == 3
+
+
+def remark(kind: RemarkKind, answer: int, *reasons: str) -> Remark:
+    return Remark(
+        event_id="e",
+        kind=kind,
+        rater="r",
+        interaction_id="i",
+        policy_version=1,
+        prompt_token_ids=(1,),
+        token_ids=(answer,),
+        prompt_key="k",
+        reasons=reasons,
+    )
+
+
+def test_a_review_outweighs_reports_of_the_same_answer_on_the_axes_that_it_speaks_of() -> None:
+    remarks = [
+        remark("report", 7, "toxic"),
+        remark("report", 7, "other"),
+        remark("review", 7, "toxicity:ok"),
+        remark("report", 8, "toxic"),
+        remark("review", 8, "accuracy:flag"),
+    ]
+    assert remarks_say(remarks, "harmless") == [None, None, True, False, None]
+    assert remarks_say(remarks, "honest") == [None, None, None, None, False]
+    assert evidence([], [], remarks, "harmless") == 2

@@ -14,7 +14,6 @@ from rlhf_core.preferences import (
     batch_path,
     current_judgements,
     judgement_key,
-    judgement_keys,
     load_batches,
     prompt_key,
     save_batch,
@@ -174,14 +173,6 @@ def test_people_judge_one_answer_independently() -> None:
     batches = [batch("1", (rated("e1", "i1", "up", rater="ann"), rated("e2", "i1", "down", rater="bob")))]
     current = {judgement_key("rating", "i1", "ann"): "e1", judgement_key("rating", "i1", "bob"): "e2"}
     assert [each.rater for each in current_judgements(batches, current)[0]] == ["ann", "bob"]
-
-
-def test_the_keys_to_ask_the_store_about_are_each_named_once() -> None:
-    batches = [
-        batch("1", (rated("e1", "i1"),), (paired("p1", "c1"),)),
-        batch("2", (rated("e2", "i1"), rated("e3", "i2"))),
-    ]
-    assert judgement_keys(batches) == ["rating:i1:ann", "comparison:c1:ann", "rating:i2:ann"]
 
 
 def test_reading_preferences_never_loads_torch() -> None:

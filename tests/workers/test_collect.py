@@ -10,9 +10,10 @@ from rlhf_core.preferences import load_batches, prompt_key
 from rlhf_core.records import ChoiceValue, Message, PreferenceBatch
 from rlhf_core.store.feedback import FeedbackStore
 from rlhf_core.store.interactions import InteractionStore
+from rlhf_core.store.remarks import RemarkStore
 from tests.rlhf_core.store.records_in_store import interaction, open_comparison, open_interactions
 from workers.collect import collect
-from workers.judgements import standing_judgements
+from workers.judgements import standing_judgements, standing_remarks
 
 
 def collected(client: redis.Redis, directory: Path) -> PreferenceBatch:
@@ -155,3 +156,27 @@ def test_of_a_thumb_and_a_both_bad_on_one_answer_the_later_one_stands(
     batch = collected(redis_client, tmp_path)
     ratings, _ = standing_judgements(feedback, tmp_path, (batch.batch_id,))
     assert [each.value for each in ratings if each.interaction_id == "cmp-left"] == [standing]
+
+
+def test_reports_and_reviews_become_remarks_and_go_when_they_are_taken_back(
+    redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    open_interactions(redis_client, interaction("a", version=3, token_ids=(4, 2, 1)), interaction("b"))
+    remarks, feedback = RemarkStore(redis_client), FeedbackStore(redis_client)
+    event = remarks.make("report", "a", "ann", reasons=["toxic"], now=5.0).event
+    remarks.make("review", "a", "rev", reasons=["toxicity:flag", "bias:ok"], now=6.0)
+    remarks.make("report", "b", "ann", reasons=["bias"], now=7.0)
+    remarks.withdraw("report", "b", "ann", now=8.0)
+    batch = collected(redis_client, tmp_path)
+    assert (batch.ratings, batch.pairs) == ((), ())
+    assert [(each.kind, each.reasons) for each in batch.remarks] == [
+        ("report", ("toxic",)),
+        ("review", ("toxicity:flag", "bias:ok")),
+    ]
+    report = batch.remarks[0]
+    assert (report.event_id, report.policy_version, report.token_ids) == (event.event_id, 3, (4, 2, 1))
+    assert report.prompt_key == prompt_key([Message("user", "a")])
+    assert batch.current_event_ids["report:b:ann"] == ""
+    remarks.withdraw("review", "a", "rev", now=9.0)
+    standing = standing_remarks(feedback, tmp_path, (batch.batch_id,))
+    assert [each.kind for each in standing] == ["report"]

@@ -14,7 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from rlhf_core.axes import AXES, LEAST_JUDGEMENTS, Axis, evidence, orders, thumb_says, ticked
+from rlhf_core.axes import AXES, LEAST_JUDGEMENTS, Axis, evidence, orders, remarks_say, thumb_says
 from rlhf_core.learning.preference_losses import LEFT, RIGHT
 from rlhf_core.learning.reward.calibration import calibration_error, fit_temperature
 from rlhf_core.learning.reward.head import Features, HeadSolution, solve_head
@@ -58,7 +58,7 @@ class Said(NamedTuple):
         return [*self.ratings, *self.remarks]
 
     def evidence(self, axis: Axis) -> int:
-        return evidence(self.answers, self.pairs, axis)
+        return evidence(self.ratings, self.pairs, self.remarks, axis)
 
 
 class _AxisVotes(NamedTuple):
@@ -121,7 +121,7 @@ def _fewest(votes: _AxisVotes) -> int:
 
 def _votes(axis: Axis, said: Said) -> _AxisVotes:
     verdicts = [thumb_says(each, axis) for each in said.ratings]
-    verdicts += [ticked(each.reasons, axis) for each in said.remarks]
+    verdicts += remarks_say(said.remarks, axis)
     spoken = {at: good for at, good in enumerate(verdicts) if good is not None}
     ordered = [at for at, each in enumerate(said.pairs) if orders(each, axis)]
     answers = torch.tensor(list(spoken), dtype=torch.long)
