@@ -72,6 +72,7 @@ def create_app(
             "metrics": given(metrics),
             "interactions": given(stores.interactions),
             "feedback": given(stores.feedback),
+            "remarks": given(stores.remarks),
             "remarking": given(Remarking(stores.interactions, stores.remarks, pseudonyms, metrics)),
             "policies": given(stores.policies),
             "status": given(status.StatusReader(settings, stores.policies, stores.feedback, stores.jobs)),

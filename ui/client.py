@@ -15,7 +15,7 @@ import httpx
 import msgspec
 
 from rlhf_core.errors import AttuneError
-from rlhf_core.records import ChoiceValue, Message, RatingValue
+from rlhf_core.records import ChoiceValue, Message, RatingValue, ReportCategory
 from ui.replies import (
     ChatAnswer,
     ChatEvent,
@@ -128,6 +128,16 @@ class ApiClient:
     def rating(self, interaction_id: str, rater: str | None = None) -> Rating:
         return self._call("GET", _rating_path(interaction_id), Rating, rater=rater)
 
+    # Reports.
+
+    def report(self, interaction_id: str, category: ReportCategory, note: str = "", rater: str | None = None) -> None:
+        """Report an answer to whoever moderates; a second report replaces the first."""
+        body = {"category": category, "note": note}
+        self._call("POST", _report_path(interaction_id), dict[str, Any], body, rater=rater)
+
+    def withdraw_report(self, interaction_id: str, rater: str | None = None) -> None:
+        self._call("DELETE", _report_path(interaction_id), type(None), rater=rater)
+
     # Comparisons.
 
     def compare(self, messages: Sequence[Message], *, user: str = "", max_tokens: int | None = None) -> str:
@@ -203,6 +213,10 @@ class ApiClient:
 
 def _rating_path(interaction_id: str) -> str:
     return f"/v1/interactions/{quote(interaction_id, safe='')}/rating"
+
+
+def _report_path(interaction_id: str) -> str:
+    return f"/v1/interactions/{quote(interaction_id, safe='')}/reports"
 
 
 def _comparison_path(comparison_id: str) -> str:

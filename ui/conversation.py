@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlhf_core.records import Message, RatingValue
+from rlhf_core.records import Message, RatingValue, ReportCategory
 from ui.replies import StoredConversation, StoredTurn
 
 TurnState = Literal["streaming", "done", "cut", "stopped", "failed"]
@@ -33,16 +33,26 @@ class Turn:
     comment: str = ""
     explaining: bool = False
     """Whether the panel with reasons is open."""
+    reported: ReportCategory | None = None
+    report_note: str = ""
+    reporting: bool = False
+    """Whether the panel of the report is open, in the place of the other."""
     note: str = ""
     """One sentence under the answer."""
     note_is_error: bool = False
+    note_on_rating: bool = True
+    """Whether it speaks of the rating, so that what can be done to that stands beside it."""
 
-    def say(self, note: str, *, error: bool = False) -> None:
-        self.note, self.note_is_error = note, error
+    def say(self, note: str, *, error: bool = False, on_rating: bool = True) -> None:
+        self.note, self.note_is_error, self.note_on_rating = note, error, on_rating
 
     def judge(self, value: RatingValue | None, reasons: tuple[str, ...] = (), comment: str = "") -> None:
         """Take over what the API has stored. A new thumb starts without the reasons of the old one."""
         self.rating, self.reasons, self.comment, self.explaining = value, reasons, comment, False
+
+    def report(self, category: ReportCategory | None, note: str = "") -> None:
+        """Take over what the API has stored of my report."""
+        self.reported, self.report_note, self.reporting = category, note, False
 
 
 class Conversation:
@@ -106,6 +116,8 @@ def _turn(item: StoredTurn) -> Turn:
     turn = Turn(prompt, item.response, item.interaction_id, item.policy_version, state=_state(item))
     if item.rating is not None and item.rating.state is not None:
         turn.judge(item.rating.state, item.rating.reasons, item.rating.comment)
+    if item.report is not None:
+        turn.report(item.report.category, item.report.note)
     return turn
 
 

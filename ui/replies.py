@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from rlhf_core.records import ChoiceValue, GateCheck, InteractionStatus, Message, RatingValue, Side
+from rlhf_core.records import ChoiceValue, GateCheck, InteractionStatus, Message, RatingValue, ReportCategory, Side
 
 
 class ChatEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +51,13 @@ class Rating(msgspec.Struct, frozen=True, kw_only=True):
     event_id: str | None = None
 
 
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody reported of an answer."""
+
+    category: ReportCategory
+    note: str = ""
+
+
 class StoredTurn(msgspec.Struct, frozen=True, kw_only=True):
     """One interaction of a stored conversation."""
 
@@ -61,6 +68,7 @@ class StoredTurn(msgspec.Struct, frozen=True, kw_only=True):
     policy_version: int = 0
     created_at: float = 0.0
     rating: Rating | None = None
+    report: Report | None = None
 
 
 class StoredConversation(msgspec.Struct, frozen=True, kw_only=True):

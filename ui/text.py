@@ -13,7 +13,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from rlhf_core.records import REASONS_DOWN, REASONS_UP, RatingValue
+from rlhf_core.records import REASONS_DOWN, REASONS_UP, RatingValue, ReportCategory
 
 SAFE_LINK = re.compile(r"^(https?://|mailto:)", re.IGNORECASE)
 MAX_CHIPS = 8
@@ -34,6 +34,14 @@ REASON_LABELS = {
     "right_tone": "Right tone",
     "creative": "Creative",
     "other": "Other",
+}
+CATEGORY_LABELS: dict[ReportCategory, str] = {
+    "toxic": "Insulting or hateful",
+    "bias": "Biased",
+    "privacy": "Private data",
+    "illegal": "Illegal",
+    "self_harm": "Self-harm",
+    "other": "Something else",
 }
 SHOWN_DOWN = tuple(key for key in REASONS_DOWN if key not in ("biased", "refused_wrongly"))
 """Eight chips are read, ten are skipped; the other two keys stay open to API clients."""

@@ -11,7 +11,7 @@ from html import escape
 
 from rlhf_core.records import RatingValue
 from ui.conversation import Conversation, Turn
-from ui.text import markdown_html, reason_choices
+from ui.text import CATEGORY_LABELS, markdown_html, reason_choices
 
 EXAMPLES = (
     "My internet is so slow today.",
@@ -63,7 +63,7 @@ def turn_html(turn: Turn, index: int) -> str:
         f'<div class="answer {turn.state}" aria-label="Answer">{_answer_html(turn)}</div>'
         f'<div class="foot">{_foot_html(turn)}</div>'
         f'<div class="note" role="status">{_note_html(turn)}</div>'
-        f'<div class="why">{_why_html(turn) if turn.explaining else ""}</div></article>'
+        f'<div class="why">{_panel_html(turn, index)}</div></article>'
     )
 
 
@@ -78,7 +78,8 @@ def _answer_html(turn: Turn) -> str:
 def _foot_html(turn: Turn) -> str:
     if turn.state == "streaming" or not turn.interaction_id:
         return _mark_html(turn)
-    return _thumb_html(turn, "up", "Good response") + _thumb_html(turn, "down", "Bad response") + _mark_html(turn)
+    thumbs = _thumb_html(turn, "up", "Good response") + _thumb_html(turn, "down", "Bad response")
+    return thumbs + _mark_html(turn) + _link_html("report", "Reported" if turn.reported else "Report")
 
 
 def _thumb_html(turn: Turn, value: RatingValue, label: str) -> str:
@@ -99,7 +100,7 @@ def _mark_html(turn: Turn) -> str:
 def _note_html(turn: Turn) -> str:
     if turn.note_is_error:
         return f'<span class="error">{escape(turn.note)}</span>'
-    if turn.rating is None:
+    if turn.rating is None or not turn.note_on_rating:
         return f"<span>{escape(turn.note)}</span>"
     saved = turn.note or "Saved."
     explain = "Edit your reason" if turn.reasons or turn.comment else "Add a reason"
@@ -108,6 +109,26 @@ def _note_html(turn: Turn) -> str:
 
 def _link_html(act: str, label: str) -> str:
     return f'<button type="button" class="link" data-act="{act}">{escape(label)}</button>'
+
+
+def _panel_html(turn: Turn, index: int) -> str:
+    if turn.reporting:
+        return _report_html(turn, index)
+    return _why_html(turn) if turn.explaining else ""
+
+
+def _report_html(turn: Turn, index: int) -> str:
+    chips = "".join(
+        _chip_html(key, label, key == turn.reported, group=f"report-{index}") for key, label in CATEGORY_LABELS.items()
+    )
+    take_back = _link_html("unreport", "Take the report back") if turn.reported else ""
+    return (
+        '<fieldset><legend>What is wrong with this answer? <span class="hint">goes to the moderators</span></legend>'
+        f'<div class="chips">{chips}</div><textarea rows="2" maxlength="4000" aria-label="Note" '
+        f'placeholder="What should they know?">{escape(turn.report_note)}</textarea><div class="acts">'
+        f'<button type="button" class="solid" data-act="send-report">Send report</button>{take_back}'
+        f"{_link_html('close', 'Close')}</div></fieldset>"
+    )
 
 
 def _why_html(turn: Turn) -> str:
@@ -124,7 +145,8 @@ def _why_html(turn: Turn) -> str:
     )
 
 
-def _chip_html(key: str, label: str, chosen: bool) -> str:
-    checked = " checked" if chosen else ""
-    box = f'<input type="checkbox" value="{escape(key)}"{checked}>'
+def _chip_html(key: str, label: str, chosen: bool, group: str = "") -> str:
+    """One of several that may be chosen together or, in a group, of which one is."""
+    kind = f'radio" name="{escape(group)}' if group else "checkbox"
+    box = f'<input type="{kind}" value="{escape(key)}"{" checked" if chosen else ""}>'
     return f'<label class="chip">{box}<span>{escape(label)}</span></label>'

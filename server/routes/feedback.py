@@ -15,6 +15,7 @@ from litestar import Request, Response, delete, get, put
 from rlhf_core.records import Feedback, Interaction
 from rlhf_core.store.feedback import FeedbackStore
 from rlhf_core.store.interactions import InteractionStore
+from rlhf_core.store.remarks import RemarkStore
 from server.identity import Pseudonyms
 from server.metrics import Metrics
 from server.schemas import RatingBody, check_reasons, parse
@@ -91,16 +92,19 @@ async def get_conversation(
     conversation_id: str,
     interactions: InteractionStore,
     feedback: FeedbackStore,
+    remarks: RemarkStore,
     pseudonyms: Pseudonyms,
 ) -> Response[bytes]:
-    """Its interactions, newest last, each with my rating. Comparisons are left out: they are shown blind."""
+    """Its interactions, newest last, each with my rating and my report. Comparisons are left out: they are shown
+    blind."""
+
+    def shown(found: Interaction) -> dict[str, Any]:
+        rater = rater_of(request, pseudonyms, found.rater)
+        report = remarks.find("report", found.interaction_id, rater)
+        return _shown(found, feedback.rating(found.interaction_id, rater), report)
 
     def read() -> list[dict[str, Any]]:
-        return [
-            _shown(found, feedback.rating(found.interaction_id, rater_of(request, pseudonyms, found.rater)))
-            for found in interactions.conversation(conversation_id)
-            if found.comparison_id is None
-        ]
+        return [shown(each) for each in interactions.conversation(conversation_id) if each.comparison_id is None]
 
     return as_json({"conversation_id": conversation_id, "interactions": await asyncio.to_thread(read)})
 
@@ -126,7 +130,7 @@ def as_json(body: dict[str, Any], status: int = 200) -> Response[bytes]:
     return Response(msgspec.json.encode(body), status_code=status, media_type="application/json")
 
 
-def _shown(interaction: Interaction, rating: Feedback | None) -> dict[str, Any]:
+def _shown(interaction: Interaction, rating: Feedback | None, report: Feedback | None) -> dict[str, Any]:
     return {
         "interaction_id": interaction.interaction_id,
         "messages": interaction.messages,
@@ -135,6 +139,7 @@ def _shown(interaction: Interaction, rating: Feedback | None) -> dict[str, Any]:
         "policy_version": interaction.policy_version,
         "created_at": interaction.created_at,
         "rating": rating_body(rating),
+        "report": {"category": report.reasons[0], "note": report.comment} if report else None,
     }
 
 

@@ -105,6 +105,23 @@ def test_a_rating_is_stored_changed_withdrawn_explained_and_survives_a_reload(pa
     assert site.rating(interaction_id) == {"state": "up", "reasons": [], "comment": ""}
 
 
+def test_an_answer_is_reported_and_stays_so_after_a_reload(page: Page, site: Site) -> None:
+    interaction_id = say(page, PROMPTS[1])
+    last(page, "Report")
+    page.get_by_text("Insulting or hateful").click()
+    page.get_by_label("Note").fill(INJECTION)
+    last(page, "Send report")
+    expect(page.get_by_text("Reported to the moderators.")).to_be_visible()
+    (stored,) = site.api.get(f"/v1/interactions/{interaction_id}/reports").json()["reports"]
+    assert (stored["category"], stored["note"]) == ("toxic", INJECTION)
+    page.reload()
+    last(page, "Reported")
+    expect(page.get_by_role("radio", name="Insulting or hateful")).to_be_checked()
+    last(page, "Take the report back")
+    expect(page.get_by_text("Report taken back.")).to_be_visible()
+    assert site.api.get(f"/v1/interactions/{interaction_id}/reports").json()["reports"] == []
+
+
 def test_a_rating_works_by_keyboard_and_keeps_the_focus(page: Page, site: Site) -> None:
     interaction_id = say(page, PROMPTS[1])
     thumb = page.locator("#transcript .turn").last.get_by_label("Bad response")

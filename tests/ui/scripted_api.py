@@ -44,6 +44,7 @@ class ScriptedApi(ThreadingHTTPServer):
         """What a chat stream sends instead of its last words, and ends; {} for just ending."""
         self.turns: list[dict[str, Any]] = []
         self.ratings: dict[str, dict[str, Any]] = {}
+        self.reports: dict[str, dict[str, Any]] = {}
         self.status: dict[str, Any] = status()
 
     @property
@@ -89,6 +90,12 @@ class Answering(BaseHTTPRequestHandler):
                 self._send(200, self._conversation(conversation_id))
             case (_, "interactions", interaction_id, "rating"):
                 self._rating(method, interaction_id, body)
+            case ("POST", "interactions", interaction_id, "reports"):
+                self.server.reports[interaction_id] = body
+                self._send(202, body)
+            case ("DELETE", "interactions", interaction_id, "reports"):
+                self.server.reports.pop(interaction_id, None)
+                self._send(204, None)
             case ("POST", "comparisons"):
                 self._send(201, {"comparison_id": "cmp-1", "slots": ["left", "right"]})
             case ("GET", "comparisons", _, "events"):
@@ -131,7 +138,12 @@ class Answering(BaseHTTPRequestHandler):
         mine = [turn for turn in self.server.turns if turn["cid"] == conversation_id]
         none: dict[str, Any] = {"state": None, "reasons": [], "comment": ""}
         rated: list[dict[str, Any]] = [
-            turn | {"rating": self.server.ratings.get(turn["interaction_id"], none)} for turn in mine
+            turn
+            | {
+                "rating": self.server.ratings.get(turn["interaction_id"], none),
+                "report": self.server.reports.get(turn["interaction_id"]),
+            }
+            for turn in mine
         ]
         return {"conversation_id": conversation_id, "interactions": rated}
 

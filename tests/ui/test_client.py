@@ -58,6 +58,13 @@ def test_a_rating_can_be_set_changed_read_and_withdrawn(client: ApiClient) -> No
     assert client.rating("chatcmpl-1").state is None
 
 
+def test_an_answer_can_be_reported_and_the_report_taken_back(api: ScriptedApi, client: ApiClient) -> None:
+    client.report("chatcmpl-1", "privacy", "my address")
+    assert api.reports == {"chatcmpl-1": {"category": "privacy", "note": "my address"}}
+    client.withdraw_report("chatcmpl-1")
+    assert api.reports == {}
+
+
 def test_another_rater_is_named_in_the_header(api: ScriptedApi, client: ApiClient) -> None:
     client.rate("chatcmpl-1", "up", rater="bob")
     client.rate("chatcmpl-1", "up")

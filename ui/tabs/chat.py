@@ -21,6 +21,7 @@ from rlhf_core.records import REASONS, RatingValue
 from ui.client import ApiClient, ApiError
 from ui.conversation import Conversation, Turn, turns_of
 from ui.replies import ChatEvent
+from ui.text import CATEGORY_LABELS
 from ui.transcript import loading_html, transcript_html
 
 FRAME_SECONDS = 0.04
@@ -155,8 +156,14 @@ def _judge(client: ApiClient, turn: Turn, data: dict[str, Any]) -> None:
         withdraw(client, turn)
     elif name == "reasons" and turn.rating is not None:
         explain(client, turn, data.get("reasons") or [], str(data.get("comment", "")))
-    elif name in ("explain", "close"):
-        turn.explaining = name == "explain" and turn.rating is not None
+    elif name in ("explain", "report", "close"):
+        turn.explaining, turn.reporting = name == "explain" and turn.rating is not None, name == "report"
+    elif name == "send-report":
+        report(client, turn, data.get("reasons") or [], str(data.get("comment", "")))
+    elif name == "unreport" and turn.reported is not None:
+        client.withdraw_report(turn.interaction_id)
+        turn.report(None)
+        turn.say("Report taken back.", on_rating=False)
 
 
 def rate(client: ApiClient, turn: Turn, value: RatingValue) -> None:
@@ -180,6 +187,17 @@ def explain(client: ApiClient, turn: Turn, reasons: list[str], comment: str) -> 
     receipt = client.rate(turn.interaction_id, turn.rating, known, comment)
     turn.judge(receipt.state, known, comment)
     turn.say("Saved with your reason." if known or comment else "Saved.")
+
+
+def report(client: ApiClient, turn: Turn, chosen: list[str], note: str) -> None:
+    category = next((key for key in CATEGORY_LABELS if key in chosen), None)
+    if category is None:
+        turn.say("Not sent. Choose what is wrong with the answer first.", error=True)
+        return
+    note = note.strip()[:4000]
+    client.report(turn.interaction_id, category, note)
+    turn.report(category, note)
+    turn.say("Reported to the moderators.", on_rating=False)
 
 
 @dataclass(frozen=True)

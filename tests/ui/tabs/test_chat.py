@@ -195,3 +195,48 @@ def test_a_message_sent_before_the_page_has_loaded_is_not_lost(client: ApiClient
 def test_frames_drop_what_comes_too_fast() -> None:
     assert len(list(frames([None] * 1000, seconds=3600.0))) == 1
     assert len(list(frames([None] * 5, seconds=0.0))) == 5
+
+
+def test_an_answer_is_reported_shown_as_such_after_a_reload_and_taken_back(api: ScriptedApi, client: ApiClient) -> None:
+    conversation = said(client, "hello")
+    interaction_id = conversation.turns[-1].interaction_id
+    shown = click(client, conversation, "report")
+    assert "What is wrong with this answer?" in shown
+    assert "Take the report back" not in shown
+    shown = click(client, conversation, "send-report", reasons=["privacy"], comment=" my address ")
+    assert api.reports == {interaction_id: {"category": "privacy", "note": "my address"}}
+    assert "Reported to the moderators." in shown
+    assert "What is wrong with this answer?" not in shown
+    reloaded = Conversation()
+    restore(client, reloaded, {"user": "ann", "conversation_id": conversation.conversation_id})
+    shown = click(client, reloaded, "report")
+    assert ">Reported</button>" in shown
+    assert 'value="privacy" checked' in shown
+    assert "my address</textarea>" in shown
+    shown = click(client, reloaded, "unreport")
+    assert api.reports == {}
+    assert "Report taken back." in shown
+    assert ">Report</button>" in shown
+
+
+def test_a_report_that_names_nothing_is_not_sent(api: ScriptedApi, client: ApiClient) -> None:
+    conversation = said(client, "hello")
+    click(client, conversation, "report")
+    for reasons in ([], ["pretty"]):
+        shown = click(client, conversation, "send-report", reasons=reasons)
+        assert "Choose what is wrong with the answer first." in shown
+        assert "What is wrong with this answer?" in shown
+    assert api.reports == {}
+
+
+def test_one_panel_is_open_at_a_time_and_a_report_leaves_the_rating_alone(api: ScriptedApi, client: ApiClient) -> None:
+    conversation = said(client, "hello")
+    click(client, conversation, "rate", value="down")
+    click(client, conversation, "explain")
+    shown = click(client, conversation, "report")
+    assert "What was wrong with it?" not in shown
+    assert "What is wrong with this answer?" in shown
+    shown = click(client, conversation, "send-report", reasons=["other"])
+    assert conversation.turns[-1].rating == "down"
+    assert 'data-act="undo"' not in shown  # it would undo the rating, beside a sentence on the report
+    assert "What is wrong with this answer?" not in click(client, conversation, "close")
