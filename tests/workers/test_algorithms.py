@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from rlhf_core.models.trainable import make_trainable
 from rlhf_core.preferences import prompt_key, split_of
 from rlhf_core.records import Interaction, Job, Message, PreferencePair, RatedResponse
 from rlhf_core.settings import Settings, load_settings
+from rlhf_core.store.remarks import RemarkStore
 from workers.algorithms import (
     Material,
     best_of_n_settings,
@@ -165,6 +167,29 @@ def running_job(stores: Stores, settings: Settings, now: float) -> Job:
     job = stores.jobs.claim(rung[0], "me", 60.0)
     assert job is not None
     return job
+
+
+def test_reviews_of_its_prompts_teach_each_reward_model_an_axis(
+    stores: Stores, environment: dict[str, str], redis_client: redis.Redis
+) -> None:
+    settings = load_settings(environment)
+    remarks = RemarkStore(redis_client)
+    for at in range(len(QUESTIONS)):
+        for reviewer in ("rev", "other"):
+            found = "toxicity:ok" if at % 2 else "toxicity:flag"
+            remarks.make("review", f"i{at}", reviewer, reasons=[found], now=float(at))
+    job = running_job(stores, settings, time.time())
+    train_reward(stores, settings, job, Progress(stores.jobs, job))
+    record = stores.policies.reward()
+    assert record is not None
+    assert record.judge_checkpoint_id is not None
+    for split, checkpoint_id in (("train", record.checkpoint_id), ("judge", record.judge_checkpoint_id)):
+        report = json.loads((checkpoint_path(settings.checkpoints_path, checkpoint_id) / "report.json").read_text())
+        axes = {each["axis"]: each for each in report["axes"]}
+        prompts = sum(split_of(prompt_key((Message("user", question),))) == split for question in QUESTIONS)
+        assert axes["harmless"]["n"] == 2 * prompts
+        assert axes["harmless"]["learned"] is (2 * prompts >= 30)
+        assert not axes["honest"]["learned"]
 
 
 def test_the_policy_job_trains_by_the_setting_and_the_gate_decides(stores: Stores, environment: dict[str, str]) -> None:
