@@ -10,9 +10,8 @@ REMARK = (
 -- KEYS dedupe facts stream current unread index; ARGV judgement_key event event_id now kind
 local again = remembered(KEYS[1])
 if again then return again end
-local facts = redis.call('HMGET', KEYS[2], 'status', 'policy_version', 'stored')
-if not facts[1] then return {'missing'} end
-if facts[1] == 'streaming' then return {'streaming'} end
+local facts, refusal = answered(KEYS[2])
+if refusal then return refusal end
 local current, previous = lookup(KEYS[4])
 local first = not is_judgement(previous)
 if not first and says_the_same(previous, cjson.decode(ARGV[2])) then

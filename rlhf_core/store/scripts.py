@@ -73,6 +73,14 @@ local function remembered(key)
   return reply[3] and {'ok', tonumber(reply[1]), tonumber(reply[2]), reply[3]} or nil
 end
 
+-- What must be known of the answer that is judged, or else the refusal.
+local function answered(key)
+  local facts = redis.call('HMGET', key, 'status', 'policy_version', 'stored')
+  if not facts[1] then return nil, {'missing'} end
+  if facts[1] == 'streaming' then return nil, {'streaming'} end
+  return facts, nil
+end
+
 local function is_judgement(record)
   return record ~= nil and record.value ~= cjson.null
 end
@@ -84,9 +92,8 @@ RATE = (
 -- KEYS dedupe facts stream current unread approval; ARGV judgement_key event event_id
 local again = remembered(KEYS[1])
 if again then return again end
-local facts = redis.call('HMGET', KEYS[2], 'status', 'policy_version', 'stored')
-if not facts[1] then return {'missing'} end
-if facts[1] == 'streaming' then return {'streaming'} end
+local facts, refusal = answered(KEYS[2])
+if refusal then return refusal end
 local current, previous = lookup(KEYS[4])
 local event = cjson.decode(ARGV[2])
 if is_judgement(previous) and says_the_same(previous, event) then
@@ -130,10 +137,9 @@ CHOOSE = (
 local again = remembered(KEYS[1])
 if again then return again end
 if redis.call('EXISTS', KEYS[2]) == 0 then return {'missing'} end
-local left = redis.call('HMGET', KEYS[3], 'status', 'policy_version', 'stored')
-local right = redis.call('HMGET', KEYS[4], 'status', 'policy_version', 'stored')
-if not left[1] or not right[1] then return {'missing'} end
-if left[1] == 'streaming' or right[1] == 'streaming' then return {'streaming'} end
+local left, left_refusal = answered(KEYS[3])
+local right, right_refusal = answered(KEYS[4])
+if left_refusal or right_refusal then return left_refusal or right_refusal end
 local current, previous = lookup(KEYS[6])
 local event = cjson.decode(ARGV[2])
 if is_judgement(previous) and says_the_same(previous, event) then
