@@ -78,11 +78,13 @@ class Product:
 
 
 def _weight(parameter: Tensor) -> Weight:
-    """What a kernel multiplies, where it lies; of an odd number of inputs a copy in float32."""
+    """What a kernel multiplies, where it lies. Of bfloat16 that cannot be read two at a time, a copy: in float32 where
+    inputs are odd in number, else at a place where it can."""
     held = parameter.detach()
-    pairs = held.dtype == torch.bfloat16 and held.shape[1] % 2 == 0
-    array: Weight = held.view(torch.int32).numpy() if pairs else held.float().numpy()
-    return array
+    if held.dtype != torch.bfloat16 or held.shape[1] % 2:
+        return cast(Weight, held.float().numpy())
+    words = held.clone() if held.storage_offset() % 2 else held
+    return cast(Weight, words.view(torch.int32).numpy())
 
 
 class Norm:

@@ -191,3 +191,30 @@ def test_a_cpu_in_float32_is_served_by_it_and_nothing_else_is() -> None:
     assert isinstance(make_forward(model.bfloat16(), max_context=CONTEXT, frozen=True), FusedForward)
     other = transformers.AutoModelForCausalLM.from_config(FAMILIES["gpt2"](), dtype=torch.float32)
     assert isinstance(make_forward(other, max_context=CONTEXT, frozen=True), PlainForward)
+
+
+def test_weights_in_bfloat16_that_lie_at_an_odd_place_are_multiplied_as_any() -> None:
+    model = make_model("llama").bfloat16()
+    expected = compute(model)
+    weight = model.lm_head.weight
+    storage = torch.zeros(1 + weight.numel(), dtype=torch.bfloat16)
+    storage[1:] = weight.detach().flatten()
+    model.lm_head.weight.data = storage[1:].view(weight.shape)
+    assert model.lm_head.weight.storage_offset() == 1
+    assert torch.equal(compute(model), expected)
+
+
+def test_an_odd_number_of_inputs_is_multiplied_in_float32() -> None:
+    config = transformers.LlamaConfig(**{**DECODER, "intermediate_size": 65})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    held = compute(model)
+    torch.testing.assert_close(held, compute(model.float()), atol=1e-4, rtol=1e-4)
+
+
+def compute(model: Any) -> Tensor:
+    """Logits of a few rows of a frozen model, in float32 whatever its weights are held in."""
+    forward = make_forward(model, max_context=CONTEXT, frozen=True, dtype=torch.float32)
+    assert isinstance(forward, CompiledForward)
+    return Play(forward).step([], [(0, 0, 5), (1, 0, 3)])
