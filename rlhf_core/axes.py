@@ -52,6 +52,9 @@ SPEAKS_OF: Final[Mapping[str, tuple[Axis, bool]]] = MappingProxyType(
 )
 """Reason to axis, and whether it speaks well of the answer. `tone`, `right_tone` and `other` speak of none."""
 
+REVIEWED_AS: Final[Mapping[str, str]] = MappingProxyType({"toxic": "toxicity", "bias": "bias"})
+"""What a report is about, and what a reviewer looks at to settle it. The other categories have no such thing."""
+
 SILENCE_CLEARS: Final[frozenset[Axis]] = frozenset({"honest", "harmless"})
 """Axes that nobody ticks for being in order. Whoever approves an answer, or names other faults of it, found no fault
 here; without such answers there would be nothing to tell the faulty ones from."""
@@ -77,11 +80,23 @@ def orders(pair: PreferencePair, axis: Axis) -> bool:
 
 
 def remarks_say(remarks: Sequence[Remark], axis: Axis) -> list[bool | None]:
-    """What each report and review says of an axis. A report says nothing where a review of that answer speaks."""
-    reviewed = {_answer(each) for each in remarks if each.kind == "review" and ticked(each.reasons, axis) is not None}
-    return [
-        None if each.kind == "report" and _answer(each) in reviewed else ticked(each.reasons, axis) for each in remarks
-    ]
+    """What each report and review says of an axis.
+
+    Whoever reviewed an answer for what was reported of it has the last word on that, and the report says nothing. A
+    report of what nobody reviewed stands, and no review calls the answer good on that axis.
+    """
+    looked_at = {(_answer(each), said.partition(":")[0]) for each in remarks for said in each.reasons if ":" in said}
+
+    def stands(each: Remark) -> bool:
+        return each.kind == "review" or not any(
+            (_answer(each), REVIEWED_AS.get(reason)) in looked_at for reason in each.reasons
+        )
+
+    said = [ticked(each.reasons, axis) if stands(each) else None for each in remarks]
+    faulty = {
+        _answer(each) for each, good in zip(remarks, said, strict=True) if each.kind == "report" and good is False
+    }
+    return [None if good and _answer(each) in faulty else good for each, good in zip(remarks, said, strict=True)]
 
 
 def _answer(remark: Remark) -> tuple[TokenIds, TokenIds]:

@@ -75,6 +75,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Comma-separated bearer keys that the API accepts. Empty: the API is open, on loopback only."""
     api_key: Secret = msgspec.field(default_factory=_secret)
     """The key with which the UI and the demo call the API."""
+    moderator_keys: Secret = msgspec.field(default_factory=_secret)
+    """Bearer keys of moderators, who read reports and review answers. Empty: nobody may, where API keys are set."""
     # The model and the engine.
     model: str = "desk"
     """First policy: `desk` (bundled), a `transformers` directory, or a hub id. Read while nothing is published."""
@@ -196,7 +198,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def accepted_keys(self) -> frozenset[str]:
-        return frozenset(key.strip() for key in self.api_keys.reveal().split(",") if key.strip())
+        return _keys(self.api_keys)
+
+    @property
+    def moderators(self) -> frozenset[str]:
+        return _keys(self.moderator_keys)
+
+
+def _keys(named: Secret) -> frozenset[str]:
+    return frozenset(key.strip() for key in named.reveal().split(",") if key.strip())
 
 
 def _url_host(host: str) -> str:

@@ -21,7 +21,12 @@ def read_headers(directory: Path) -> Header:
     for path in sorted(directory.glob("*.safetensors")):
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            found |= json.loads(file.read(length))
+            if length > path.stat().st_size:
+                raise ValueError(f"{path.name} is no safetensors file: its header would be longer than itself")
+            header = json.loads(file.read(length))
+        if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
+            raise ValueError(f"{path.name} is no safetensors file: its header is no table of weights")
+        found |= header
     found.pop("__metadata__", None)
     return found
 

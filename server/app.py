@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from litestar import Litestar, Router
 from litestar.connection import ASGIConnection
 from litestar.di import Provide
-from litestar.exceptions import NotAuthorizedException
+from litestar.exceptions import NotAuthorizedException, PermissionDeniedException
 from litestar.handlers.base import BaseRouteHandler
 
 from rlhf_core.errors import StoreUnavailableError
@@ -62,8 +62,9 @@ def create_app(
         ],
         guards=[require_key(settings.accepted_keys)],
     )
+    moderation = Router("/v1", route_handlers=[*remarks.MODERATION], guards=[require_moderator(settings)])
     return Litestar(
-        [v1, *status.PROBES],
+        [v1, moderation, *status.PROBES],
         dependencies={
             "generating": given(Generating(answers, serving, pseudonyms)),
             "comparisons": given(comparing),
@@ -115,6 +116,17 @@ def given(collaborator: Collaborator) -> Provide:
         return collaborator
 
     return Provide(provide)
+
+
+def require_moderator(settings: Settings) -> Guard:
+    """Lets a moderator's request pass; where the API is open to all, every request."""
+    if settings.moderators or not settings.accepted_keys:
+        return require_key(settings.moderators)
+
+    def guard(_connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        raise PermissionDeniedException("nobody moderates here: ATTUNE_MODERATOR_KEYS says who may")
+
+    return guard
 
 
 def require_key(keys: frozenset[str]) -> Guard:

@@ -7,6 +7,7 @@ second attention) shows here as another probability of the same token.
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
+from contextlib import nullcontext
 from typing import Any, Final
 
 import torch
@@ -22,6 +23,9 @@ TOLERANCE: Final = {torch.float32: 0.005, torch.bfloat16: 0.25}
 """Nats per token, on average. Rounding alone gives about 1e-6 in float32 and up to 0.05 in bfloat16 on the models of
 the tests; a wrong attention, whole nats.
 """
+
+
+OUTPUTS_AT_ONCE: Final = 4096
 
 
 def require_agreement(policy: LoadedPolicy, sequences: Rows[Sequence]) -> None:
@@ -48,9 +52,15 @@ class _ComputedIn(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, _types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         if function is linear:
-            arguments = [each if each is None else each.to(self._dtype) for each in arguments]
+            return self._linear(*arguments, **(keywords or {}))
         result = function(*arguments, **(keywords or {}))
         return result.to(self._dtype) if function is embedding else result
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """A part of the outputs at a time, so that no vocabulary is widened as a whole."""
+        x = x.to(self._dtype)
+        y = torch.cat([x @ part.to(self._dtype).t() for part in weight.split(OUTPUTS_AT_ONCE)], dim=-1)
+        return y if bias is None else y + bias
 
 
 @torch.inference_mode()
@@ -60,7 +70,7 @@ def own_logprobs(policy: LoadedPolicy, sequence: Sequence) -> list[float]:
     model: Any = policy.model
     prompt = sequence.request.prompt_token_ids
     token_ids = torch.tensor([[*prompt, *sequence.token_ids]], device=model.device)
-    with _ComputedIn(policy.dtype):
+    with _ComputedIn(policy.dtype) if policy.dtype != model.dtype else nullcontext():
         logits: Tensor = model(input_ids=token_ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
     own: list[float] = logits.float().log_softmax(dim=-1).gather(1, token_ids[0, len(prompt) :, None])[:, 0].tolist()
     return own

@@ -49,7 +49,8 @@ def choose_weights_dtype(directory: Path, config: Any, dtype: torch.dtype, devic
     model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if device.type != "cpu" or dtype != torch.float32 or getattr(model, "__name__", None) not in FUSED:
         return dtype
-    stored = {entry["dtype"] for entry in read_headers(directory).values()}
+    # Old files also hold the frequencies of rotary embeddings, which no model reads any more.
+    stored = {entry.get("dtype") for name, entry in read_headers(directory).items() if not name.endswith("inv_freq")}
     return torch.bfloat16 if stored == {"BF16"} else dtype
 
 

@@ -139,7 +139,7 @@ class Encoder:
 
 
 def _demonstration_texts(encoder: Encoder, row: Row) -> list[str]:
-    if isinstance(row, RatingRow) and row.up is None:
+    if isinstance(row, RatingRow) and row.up is None and not row.is_remark:
         return turn_texts(encoder.tokenizer, [*_turns(row.prompt), _turn("assistant", row.completion)])
     if not isinstance(row, DemonstrationRow):
         raise TrainingError(f"it is {form_of(row)}, and demonstrations are wanted")
@@ -193,6 +193,8 @@ def form_of(row: Row) -> str:
         return "a prompt alone"
     if isinstance(row, DemonstrationRow):
         return "a demonstration"
+    if row.is_remark:
+        return "a report or a review"
     return "an answer without a label" if row.up is None else "an answer with a label"
 
 

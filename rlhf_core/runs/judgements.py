@@ -46,7 +46,7 @@ def read_evidence(paths: Sequence[Path], policy: Reads, tally: Tally, *, max_tok
 
 
 def _is_remark(row: Row) -> TypeGuard[RatingRow]:
-    return isinstance(row, RatingRow) and row.up is None and bool(row.reasons)
+    return isinstance(row, RatingRow) and row.is_remark
 
 
 def _evidence_texts(encoder: Encoder, row: Row) -> list[str]:

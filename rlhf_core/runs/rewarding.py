@@ -23,7 +23,6 @@ from rlhf_core.learning.reward.report import (
 from rlhf_core.learning.reward.settings import RewardSettings
 from rlhf_core.learning.reward.split import HeldOut, hold_out
 from rlhf_core.learning.reward.training import TrainedReward, check_something_to_learn, train_reward_model
-from rlhf_core.learning.reward.votes import judgements
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.records import Remark
 from rlhf_core.runs.judgements import read_evidence
@@ -43,9 +42,7 @@ def fit_from_files(options: argparse.Namespace, settings: RewardSettings, run: R
     check_something_to_learn(split.ratings, split.pairs)
     # Asked before the fit, because that changes the policy's trunk.
     logprobs = mean_logprobs(start.policy.model)(answers_of(split.held_ratings, split.held_pairs))
-    held = {each.prompt_key for each in judgements(split.held_ratings, split.held_pairs)}
-    remarks = [each for each in read.remarks if each.prompt_key not in held]
-    trained = _fit(options, settings, run, start, split, remarks)
+    trained = _fit(options, settings, run, start, split, [each for each in read.remarks if not split.holds_out(each)])
     report = _report(trained, split, lambda _answers: logprobs, previous)
 
     def write(directory: Path) -> None:

@@ -62,6 +62,11 @@ class RatingRow(_Common, frozen=True, kw_only=True):
     completion: str
     up: bool | None
 
+    @property
+    def is_remark(self) -> bool:
+        """Whether it is a report or a review: reasons, and no thumb."""
+        return self.up is None and bool(self.reasons)
+
 
 class PromptRow(_Common, frozen=True, kw_only=True):
     prompt: tuple[Message, ...]

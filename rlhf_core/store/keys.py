@@ -22,6 +22,11 @@ SINCE_POLICY = PREFIX + "feedback:since_policy"
 APPROVAL = PREFIX + "approval"
 """Hash: `VERSION:up` and `VERSION:down` to a count."""
 
+REPORTED = PREFIX + "reported"
+"""Sorted set: interaction id of each answer with a standing report, by the time of the newest."""
+WAITING = PREFIX + "reported:waiting"
+"""Those that nobody has reviewed since."""
+
 LIVE = PREFIX + "policy:live"
 """The live policy version, a decimal number. Only publication moves it."""
 LEDGER = PREFIX + "policy:ledger"
@@ -60,9 +65,9 @@ def comparison(comparison_id: str) -> str:
     return f"{PREFIX}comparison:{comparison_id}"
 
 
-def remarks(kind: str) -> str:
-    """Sorted set: the key of each standing report, or review, by the time it was made."""
-    return f"{PREFIX}{kind}s"
+def reports(interaction_id: str) -> str:
+    """Sorted set: the key of each standing report of an answer, by the time it was made."""
+    return f"{PREFIX}interaction:{interaction_id}:reports"
 
 
 def event(event_id: str) -> str:

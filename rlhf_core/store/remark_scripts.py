@@ -1,13 +1,26 @@
-"""The Lua scripts of reports and reviews: see scripts.py."""
+"""The Lua scripts of reports and reviews: see scripts.py.
+
+They stand in the log beside the judgements, and a batch takes them along; but they are no verdicts, so they neither
+fill a batch nor start a training: nothing is noted as unread. An answer waits for a review from its newest report until
+the next review.
+"""
 
 from __future__ import annotations
 
 from rlhf_core.store.scripts import APPEND
 
+_NOTE = """
+local function note(stream, current, event)
+  redis.call('XADD', stream, '*', 'event', event)
+  redis.call('HSET', current, ARGV[1], event)
+end
+"""
+
 REMARK = (
     APPEND
+    + _NOTE
     + """
--- KEYS dedupe facts stream current unread index; ARGV judgement_key event event_id now kind
+-- KEYS dedupe facts stream current reported waiting reports_of_it; ARGV judgement_key event event_id now kind target
 local again = remembered(KEYS[1])
 if again then return again end
 local facts, refusal = answered(KEYS[2])
@@ -17,28 +30,44 @@ local first = not is_judgement(previous)
 if not first and says_the_same(previous, cjson.decode(ARGV[2])) then
   return remember(KEYS[1], 0, 0, current)
 end
--- What was cut off may be reported, and learned from, as what was said to its end: harm needs no end.
-local trains = facts[1] ~= 'error' and facts[3] == '1'
-local full = extend(ARGV[2], previous, facts[2], trains)
-append(KEYS[3], KEYS[4], KEYS[5], full, trains)
-redis.call('ZADD', KEYS[6], ARGV[4], ARGV[1])
+-- What was cut off may be harmful already; whether it would have helped, nobody can say.
+local whole = facts[1] == 'done' or (ARGV[5] == 'report' and facts[1] == 'aborted')
+local full = extend(ARGV[2], previous, facts[2], whole and facts[3] == '1')
+note(KEYS[3], KEYS[4], full)
 if first then redis.call('HINCRBY', KEYS[2], ARGV[5], 1) end
+if ARGV[5] == 'report' then
+  redis.call('ZADD', KEYS[5], ARGV[4], ARGV[6])
+  redis.call('ZADD', KEYS[6], ARGV[4], ARGV[6])
+  redis.call('ZADD', KEYS[7], ARGV[4], ARGV[1])
+else
+  redis.call('ZREM', KEYS[6], ARGV[6])
+end
 return remember(KEYS[1], first and 1 or 0, 1, full)
 """
 )
 
 UNREMARK = (
     APPEND
+    + _NOTE
     + """
--- KEYS dedupe facts stream current unread index; ARGV judgement_key event event_id now kind
+-- KEYS dedupe facts stream current reported waiting reports_of_it; ARGV judgement_key event event_id now kind target
 local again = remembered(KEYS[1])
 if again then return again end
 local current, previous = lookup(KEYS[4])
 if not is_judgement(previous) then return {'missing'} end
 local full = extend(ARGV[2], previous, string.format('%d', previous.policy_version), false)
-append(KEYS[3], KEYS[4], KEYS[5], full, false)
-redis.call('ZREM', KEYS[6], ARGV[1])
-redis.call('HINCRBY', KEYS[2], ARGV[5], -1)
+note(KEYS[3], KEYS[4], full)
+local left = redis.call('HINCRBY', KEYS[2], ARGV[5], -1)
+if ARGV[5] == 'report' then
+  redis.call('ZREM', KEYS[7], ARGV[1])
+  if left == 0 then
+    redis.call('ZREM', KEYS[5], ARGV[6])
+    redis.call('ZREM', KEYS[6], ARGV[6])
+  end
+elseif left == 0 then
+  local reported = redis.call('ZSCORE', KEYS[5], ARGV[6])
+  if reported then redis.call('ZADD', KEYS[6], reported, ARGV[6]) end
+end
 return remember(KEYS[1], 0, 1, full)
 """
 )

@@ -1,7 +1,7 @@
 """Reports and reviews of answers, in the feedback log: what somebody reported, and what a reviewer found.
 
-They are judgements like any other: one of each kind, answer and person is current, none is edited, and a batch takes
-them with the rest.
+Of each kind, answer and person one is current, none is edited, and a batch takes them with the judgements; but they are
+no verdicts, and start no training.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from rlhf_core.store.feedback import Recorded, arguments_of, new_event, recorded
 
 
 class Reported(NamedTuple):
-    """One standing report."""
+    """An answer with standing reports."""
 
-    report: Feedback
+    interaction_id: str
+    reports: list[Feedback]
+    """Newest first."""
     reviews: int
-    """Standing reviews of the answer."""
+    """Standing ones."""
 
 
 class RemarkStore:
@@ -46,31 +48,33 @@ class RemarkStore:
         Raises NotFoundError for an unknown interaction, ConflictError while it streams.
         """
         event = new_event(kind, interaction_id, rater, "made", reasons, comment, now)
-        places = [keys.event(event.event_id), keys.interaction_facts(interaction_id), keys.FEEDBACK]
-        places += [keys.CURRENT, keys.UNREAD, keys.remarks(kind)]
-        reply = self._remark(places, [*arguments_of(event), now, kind])
+        reply = self._remark(_places(event), [*arguments_of(event), now, kind, interaction_id])
         return recorded(reply, f"interaction {interaction_id}")
 
     def withdraw(self, kind: RemarkKind, interaction_id: str, rater: str, *, now: float) -> Feedback | None:
         """Take it back. None when there was none."""
         event = new_event(kind, interaction_id, rater, None, (), "", now)
-        places = [keys.event(event.event_id), keys.interaction_facts(interaction_id), keys.FEEDBACK]
-        places += [keys.CURRENT, keys.UNREAD, keys.remarks(kind)]
-        reply = self._unremark(places, [*arguments_of(event), now, kind])
+        reply = self._unremark(_places(event), [*arguments_of(event), now, kind, interaction_id])
         return None if reply[0] == b"missing" else recorded(reply, interaction_id).event
 
     def find(self, kind: RemarkKind, interaction_id: str, rater: str) -> Feedback | None:
         return standing(self._client.hget(keys.CURRENT, keys.judgement(kind, interaction_id, rater)))
 
-    def reports(self, limit: int) -> list[Reported]:
-        """The newest standing reports, newest first."""
+    def reported(self, limit: int, *, waiting: bool = False) -> list[Reported]:
+        """The answers that were reported last, newest first; with `waiting`, those that nobody reviewed since."""
         if limit <= 0:
             return []
-        names: Any = self._client.zrevrange(keys.remarks("report"), 0, limit - 1)
+        answers: Any = self._client.zrevrange(keys.WAITING if waiting else keys.REPORTED, 0, limit - 1)
+        return [self._reported(text(interaction_id)) for interaction_id in answers]
+
+    def _reported(self, interaction_id: str) -> Reported:
+        names: Any = self._client.zrevrange(keys.reports(interaction_id), 0, -1)
         records = self._client.hmget(keys.CURRENT, names) if names else []
-        found = [event for record in records if (event := standing(record)) is not None]
-        pipeline = self._client.pipeline(transaction=False)
-        for event in found:
-            pipeline.hget(keys.interaction_facts(event.target), "review")
-        reviews = [int(text(count or b"0")) for count in pipeline.execute()]
-        return [Reported(event, count) for event, count in zip(found, reviews, strict=True)]
+        reports = [event for record in records if (event := standing(record)) is not None]
+        reviews = self._client.hget(keys.interaction_facts(interaction_id), "review")
+        return Reported(interaction_id, reports, int(text(reviews or b"0")))
+
+
+def _places(event: Feedback) -> list[str]:
+    facts, reports = keys.interaction_facts(event.target), keys.reports(event.target)
+    return [keys.event(event.event_id), facts, keys.FEEDBACK, keys.CURRENT, keys.REPORTED, keys.WAITING, reports]

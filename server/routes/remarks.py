@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from litestar import Response, delete, get, post, put
 
+from rlhf_core.errors import InvalidRequestError
 from rlhf_core.records import REVIEWED, Feedback, Interaction, RemarkKind
 from rlhf_core.store.interactions import InteractionStore
 from rlhf_core.store.remarks import RemarkStore, Reported
@@ -21,7 +21,7 @@ from server.metrics import Metrics
 from server.routes.feedback import FEEDBACK_BODY_BYTES, AnyRequest, as_json, rater_of
 from server.schemas import ReportBody, ReviewBody, parse
 
-MOST_REPORTS = 200
+MOST_REPORTED = 200
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Remarking:
         """Raises NotFoundError for an unknown answer, ConflictError while it streams."""
 
         def record() -> Feedback:
-            rater = self._rater(request, interaction_id)
+            rater = self._rater(request, kind, interaction_id)
             made = self.remarks.make(kind, interaction_id, rater, reasons=reasons, comment=note, now=time.time())
             return made.event
 
@@ -48,23 +48,30 @@ class Remarking:
         return event
 
     async def mine(self, request: AnyRequest, kind: RemarkKind, interaction_id: str) -> Feedback | None:
-        return await asyncio.to_thread(
-            lambda: self.remarks.find(kind, interaction_id, self._rater(request, interaction_id))
-        )
+        def find() -> Feedback | None:
+            return self.remarks.find(kind, interaction_id, self._rater(request, kind, interaction_id))
+
+        return await asyncio.to_thread(find)
 
     async def withdraw(self, request: AnyRequest, kind: RemarkKind, interaction_id: str) -> None:
-        await asyncio.to_thread(
-            lambda: self.remarks.withdraw(kind, interaction_id, self._rater(request, interaction_id), now=time.time())
-        )
+        def take_back() -> None:
+            rater = self._rater(request, kind, interaction_id)
+            self.remarks.withdraw(kind, interaction_id, rater, now=time.time())
 
-    def newest(self, limit: int, *, unreviewed: bool) -> list[tuple[Reported, Interaction]]:
-        """Standing reports with their answers, newest first."""
-        found = [each for each in self.remarks.reports(limit) if not (unreviewed and each.reviews)]
-        answers = self.interactions.many(dict.fromkeys(each.report.target for each in found))
-        return [(each, answers[each.report.target]) for each in found if each.report.target in answers]
+        await asyncio.to_thread(take_back)
 
-    def _rater(self, request: AnyRequest, interaction_id: str) -> str:
-        return rater_of(request, self.pseudonyms, self.interactions.get(interaction_id).rater)
+    def reported(self, limit: int, *, waiting: bool) -> list[tuple[Reported, Interaction]]:
+        """Answers with standing reports, the last reported first."""
+        found = self.remarks.reported(limit, waiting=waiting)
+        answers = self.interactions.many(each.interaction_id for each in found)
+        return [(each, answers[each.interaction_id]) for each in found if each.interaction_id in answers]
+
+    def _rater(self, request: AnyRequest, kind: RemarkKind, interaction_id: str) -> str:
+        """Raises InvalidRequestError for a review by nobody: who asked for an answer does not review it."""
+        interaction = self.interactions.get(interaction_id)
+        if kind == "review" and not request.headers.get("x-rater"):
+            raise InvalidRequestError("a review needs its reviewer's name in the header x-rater", param="x-rater")
+        return rater_of(request, self.pseudonyms, interaction.rater)
 
 
 @post("/interactions/{interaction_id:str}/reports", request_max_body_size=FEEDBACK_BODY_BYTES)
@@ -110,11 +117,10 @@ async def delete_review(request: AnyRequest, interaction_id: str, remarking: Rem
 
 
 @get("/reports")
-async def list_reports(remarking: Remarking, limit: int = 50, unreviewed: bool = False) -> Response[bytes]:
-    """The newest reports with their answers, for whoever moderates; with `unreviewed`, of answers without a review."""
-    most = max(0, min(limit, MOST_REPORTS))
-    found = await asyncio.to_thread(remarking.newest, most, unreviewed=unreviewed)
-    return as_json({"reports": [_listed(*each) for each in found]})
+async def list_reports(remarking: Remarking, limit: int = 50, waiting: bool = False) -> Response[bytes]:
+    """The answers that were reported last, for whoever moderates; with `waiting`, those that nobody reviewed since."""
+    found = await asyncio.to_thread(remarking.reported, min(limit, MOST_REPORTED), waiting=waiting)
+    return as_json({"reported": [_listed(*each) for each in found]})
 
 
 def _report(event: Feedback) -> dict[str, Any]:
@@ -140,11 +146,15 @@ def _review(event: Feedback | None) -> dict[str, Any]:
 
 def _listed(reported: Reported, interaction: Interaction) -> dict[str, Any]:
     return {
-        **_report(reported.report),
-        "reviews": reported.reviews,
-        "messages": msgspec.to_builtins(interaction.messages),
+        "interaction_id": interaction.interaction_id,
+        "policy_version": interaction.policy_version,
+        "messages": interaction.messages,
         "response": interaction.response,
+        "reports": [_report(each) for each in reported.reports],
+        "reviews": reported.reviews,
     }
 
 
-ROUTES = (post_report, get_report, delete_report, put_review, get_review, delete_review, list_reports)
+# Whoever asks sees other people's conversations.
+MODERATION = (put_review, get_review, delete_review, list_reports)
+ROUTES = (post_report, get_report, delete_report)

@@ -109,7 +109,7 @@ def remark(kind: RemarkKind, answer: int, *reasons: str) -> Remark:
     )
 
 
-def test_a_review_outweighs_reports_of_the_same_answer_on_the_axes_that_it_speaks_of() -> None:
+def test_a_review_has_the_last_word_on_what_it_looked_at() -> None:
     remarks = [
         remark("report", 7, "toxic"),
         remark("report", 7, "other"),
@@ -120,3 +120,14 @@ def test_a_review_outweighs_reports_of_the_same_answer_on_the_axes_that_it_speak
     assert remarks_say(remarks, "harmless") == [None, None, True, False, None]
     assert remarks_say(remarks, "honest") == [None, None, None, None, False]
     assert evidence([], [], remarks, "harmless") == 2
+
+
+@pytest.mark.parametrize("category", ["privacy", "illegal", "self_harm", "bias"])
+def test_a_report_of_what_no_review_looked_at_stands_and_nothing_calls_that_answer_good(category: str) -> None:
+    remarks = [remark("report", 7, category), remark("review", 7, "toxicity:ok", "unhelpfulness:ok")]
+    assert remarks_say(remarks, "harmless") == [False, None]
+    assert remarks_say(remarks, "helpful") == [None, True]
+
+
+def test_a_review_that_finds_the_fault_takes_the_place_of_the_report() -> None:
+    assert remarks_say([remark("report", 7, "bias"), remark("review", 7, "bias:flag")], "harmless") == [None, False]

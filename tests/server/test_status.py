@@ -8,7 +8,8 @@ from litestar import Litestar, get
 from litestar.testing import TestClient
 
 from rlhf_core.records import Approval
-from server.app import require_key
+from rlhf_core.settings import load_settings
+from server.app import require_key, require_moderator
 from server.errors import respond
 from server.routes.status import approval_body
 from tests.server.conftest import Site
@@ -82,3 +83,30 @@ def test_a_key_is_asked_for_where_there_are_keys(header: str | None, status: int
     if status == 401:
         assert response.json()["error"]["code"] == "invalid_api_key"
         assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    ("keys", "moderators", "sent", "status"),
+    [
+        ("", "", None, 200),
+        ("chat", "", "chat", 403),
+        ("chat", "mod", "chat", 401),
+        ("chat", "mod, other", "mod", 200),
+        ("", "mod", None, 401),
+    ],
+)
+def test_only_moderators_moderate_where_there_are_keys(
+    keys: str, moderators: str, sent: str | None, status: int
+) -> None:
+    settings = load_settings({"ATTUNE_API_KEYS": keys, "ATTUNE_MODERATOR_KEYS": moderators})
+
+    @get("/v1/reports", guards=[require_moderator(settings)])
+    async def reports() -> str:
+        return "reports"
+
+    app = Litestar([reports], exception_handlers={Exception: respond}, openapi_config=None)
+    with TestClient(app) as client:
+        response = client.get("/v1/reports", headers={"authorization": f"Bearer {sent}"} if sent else {})
+    assert response.status_code == status
+    if status == 403:
+        assert "ATTUNE_MODERATOR_KEYS says who may" in response.json()["detail"]

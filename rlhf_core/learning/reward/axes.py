@@ -20,7 +20,7 @@ from rlhf_core.learning.reward.calibration import calibration_error, fit_tempera
 from rlhf_core.learning.reward.head import Features, HeadSolution, solve_head
 from rlhf_core.learning.reward.intervals import area_under_curve
 from rlhf_core.learning.reward.raters import draw_folds
-from rlhf_core.learning.reward.votes import Labels, outcome
+from rlhf_core.learning.reward.votes import Labels, age_weights, outcome
 from rlhf_core.models.heads import RewardModel
 from rlhf_core.records import PreferencePair, RatedResponse, Remark
 
@@ -51,6 +51,8 @@ class Said(NamedTuple):
     labels: Labels
     """Of the ratings and pairs: they weigh each by how much its rater is believed."""
     remarks: Sequence[Remark] = ()
+    half_life_days: float = 0.0
+    """By which remarks grow old, as thumbs do."""
 
     @property
     def answers(self) -> list[RatedResponse | Remark]:
@@ -126,7 +128,7 @@ def _votes(axis: Axis, said: Said) -> _AxisVotes:
     ordered = [at for at, each in enumerate(said.pairs) if orders(each, axis)]
     answers = torch.tensor(list(spoken), dtype=torch.long)
     choices = torch.tensor(ordered, dtype=torch.long)
-    chosen = _with_remarks(said.labels, len(said.remarks)).at(answers, choices)
+    chosen = _with_remarks(said).at(answers, choices)
     # A flipped vote says nothing of its reasons: only what is believed as given counts.
     as_given = chosen.margins.new_tensor([1.0, 0.0])
     return _AxisVotes(
@@ -141,13 +143,15 @@ def _votes(axis: Axis, said: Said) -> _AxisVotes:
     )
 
 
-def _with_remarks(labels: Labels, remarks: int) -> Labels:
+def _with_remarks(said: Said) -> Labels:
     """Behind the thumbs, remarks: each believed as it stands, for no vote tells who makes them well."""
-    weights = labels.thumb_weights.new_tensor([1.0, 0.0]).expand(remarks, 2)
+    labels, remarks = said.labels, len(said.remarks)
+    newest = max((each.created_at for each in [*said.answers, *said.pairs]), default=0.0)
+    weights = age_weights([each.created_at for each in said.remarks], newest, said.half_life_days)
     return labels._replace(
         up=torch.cat([labels.up, labels.up.new_zeros(remarks)]),
         thumb_raters=torch.cat([labels.thumb_raters, labels.thumb_raters.new_zeros(remarks)]),
-        thumb_weights=torch.cat([labels.thumb_weights, weights]),
+        thumb_weights=torch.cat([labels.thumb_weights, weights.to(labels.thumb_weights)]),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from rlhf_core.learning.reward.votes import Judgement, judgements
-from rlhf_core.records import PreferencePair, RatedResponse
+from rlhf_core.records import PreferencePair, RatedResponse, Remark
 
 BY_GROUP: Final = "held out by prompt and by rater: neither is on both sides"
 BY_PROMPT: Final = "held out by prompt: raters judged prompts on both sides, so their habits are known"
@@ -27,6 +27,12 @@ class HeldOut(NamedTuple):
     held_pairs: list[PreferencePair]
     rule: str
     """Which of the two rules it was, in words."""
+
+    def holds_out(self, remark: Remark) -> bool:
+        """Whether a remark stands on the side that is tested on."""
+        held = judgements(self.held_ratings, self.held_pairs)
+        by_rater = self.rule == BY_GROUP and remark.rater in {each.rater for each in held}
+        return by_rater or remark.prompt_key in {each.prompt_key for each in held}
 
 
 def hold_out(ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair], share: float, seed: int = 0) -> HeldOut:

@@ -125,7 +125,10 @@ def train_reward_model(
     kept = _kept(votes, remarks, settings) if settings.epochs else votes
     if settings.epochs:
         read = _read(model, kept.ratings, kept.pairs, devices)
-    axes = _finish(model, read, kept, votes, remarks, reference_answers, settings, seed)
+    spoken = remarks if len(kept) == len(votes) else ()
+    remarked = _shared_features(model, [(each.prompt_token_ids, each.token_ids) for each in spoken], devices)
+    said = Said(votes.ratings, votes.pairs, votes.labels, remarks, settings.half_life_days)
+    axes = _finish(model, read, remarked, kept, said, reference_answers, settings, seed)
     fitted |= measured(model, ratings, pairs, mixture) | {"train_accuracy": accuracy(model, read, kept.labels)}
     model.raters = rater_records(names, ratings, pairs, effects, mixture)
     return TrainedReward(model.eval(), fitted, axes)
@@ -181,14 +184,18 @@ def merge_lora(trunk: PreTrainedModel) -> None:
 def _read(
     model: RewardModel, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair], devices: Devices
 ) -> Features:
-    """Features of all judged answers, float64; the processes share the work and all get everything."""
-    answers = answers_of(ratings, pairs)
+    """Features of all judged answers."""
+    read = _shared_features(model, answers_of(ratings, pairs), devices)
+    return Features(*read.split([len(ratings), len(pairs), len(pairs)]))
+
+
+def _shared_features(model: RewardModel, answers: Sequence[PromptResponse], devices: Devices) -> Tensor:
+    """[N, W] float64; the processes share the work and all get everything."""
     with devices.autocast():
         mine = features(model, devices.share(answers))
     # Rows are copied, because a row that is sent takes the whole table that it is a view of along.
     rows = devices.gather([row.clone() for row in mine.double()], len(answers))
-    read = torch.stack(rows) if rows else mine.double()
-    return Features(*read.split([len(ratings), len(pairs), len(pairs)]))
+    return torch.stack(rows) if rows else mine.double()
 
 
 def _doubt(
@@ -241,15 +248,15 @@ def _install_head(model: RewardModel, effects: RaterEffects, solution: HeadSolut
 def _finish(
     model: RewardModel,
     read: Features,
+    remarked: Tensor,
     votes: VoteData,
-    whole: VoteData,
-    remarks: Sequence[Remark],
+    said: Said,
     reference_answers: Sequence[PromptResponse],
     settings: RewardSettings,
     seed: int,
 ) -> list[AxisReport]:
-    """Fix the unit of scores, and fit all further heads on what the trunk says now of `votes`: of the `whole` or, where
-    no further head is fitted, of a sample of it."""
+    """Fix the unit of scores, and fit all further heads on what the trunk says now of `votes`: of all that was said or,
+    where no further head is fitted, of a sample of it. `remarked` are the features of the remarks."""
     ratings, pairs, labels = votes.ratings, votes.pairs, votes.labels
     reference = features(model, reference_answers).double() if reference_answers else torch.cat(read)
     _normalise(model, reference)
@@ -258,19 +265,14 @@ def _finish(
     model.length_slope.fill_(length_slope(ScoredPairs(left, right, lefts, rights, labels.outcomes)))
     answers = reference_answers or answers_of(ratings, pairs)
     model.log_length_mean.fill_(sum(math.log(len(response)) for _, response in answers) / len(answers))
-    if len(votes) == len(whole) and remarks:
-        remarked = features(model, [(each.prompt_token_ids, each.token_ids) for each in remarks]).to(read.rated)
-    else:
-        remarked = read.rated[:0]
     with torch.enable_grad():
         if settings.ensemble:
             prepared, weight = prepare(read, settings.ridge), settings.thumbs_weight
             fit_ensemble(model, prepared, ratings, pairs, labels, reference, thumbs_weight=weight, seed=seed)
-        if len(votes) < len(whole):
-            said = Said(whole.ratings, whole.pairs, whole.labels, remarks)
+        if len(votes) < len(said.ratings) + len(said.pairs):
             return [not_learned(axis, said) for axis in AXES]
         read = read._replace(rated=torch.cat([read.rated, remarked]))
-        return fit_axes(model, read, Said(ratings, pairs, labels, remarks), reference, ridge=settings.ridge)
+        return fit_axes(model, read, said, reference, ridge=settings.ridge)
 
 
 def _kept(votes: VoteData, remarks: Sequence[Remark], settings: RewardSettings) -> VoteData:

@@ -97,8 +97,7 @@ def label(ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair], hal
     newest = max((each.created_at for each in judgements(ratings, pairs)), default=0.0)
 
     def weights(judgements: Sequence[RatedResponse] | Sequence[PreferencePair]) -> Tensor:
-        each = [_age_weight(newest - one.created_at, half_life_days) for one in judgements]
-        return torch.tensor([[one, 0.0] for one in each], dtype=torch.float64).view(-1, 2)
+        return age_weights([one.created_at for one in judgements], newest, half_life_days)
 
     return Labels(
         torch.tensor([each.value == "up" for each in ratings], dtype=torch.bool),
@@ -229,6 +228,12 @@ def sides_were_drawn(outcomes: Tensor) -> bool:
     """Whether both sides were chosen often enough to believe that sides were drawn, and not written down in order."""
     left, right = int((outcomes == LEFT).sum()), int((outcomes == RIGHT).sum())
     return min(left, right) >= max(2.0, LEAST_SIDE_SHARE * (left + right))
+
+
+def age_weights(times: Sequence[float], newest: float, half_life_days: float) -> Tensor:
+    """[N, 2] float64: the weight of each judgement as given, by when it was made, and 0 for its opposite."""
+    each = [_age_weight(max(0.0, newest - time), half_life_days) for time in times]
+    return torch.tensor([[one, 0.0] for one in each], dtype=torch.float64).view(-1, 2)
 
 
 def _age_weight(age: float, half_life_days: float) -> float:

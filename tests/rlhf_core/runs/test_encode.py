@@ -102,7 +102,16 @@ def test_when_no_row_can_be_used_the_files_are_named(tiny_policy: LoadedPolicy, 
         read_demonstrations(data(tmp_path, demonstration(review="pending")), tiny_policy, Tally(), max_tokens=64)
 
 
-@pytest.mark.parametrize("row", [PAIR, {"prompt": "hello", "completion": "hi", "label": True}, {"prompt": "hello"}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        PAIR,
+        {"prompt": "hello", "completion": "hi", "label": True},
+        {"prompt": "hello"},
+        # Nobody is to talk like what was reported.
+        {"prompt": "hello", "completion": "you fool", "reasons": ["toxic"]},
+    ],
+)
 def test_rows_that_demonstrate_nothing_are_refused_for_fine_tuning(
     row: dict[str, Any], tiny_policy: LoadedPolicy, tmp_path: Path
 ) -> None:
