@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.checkpoints import load_manifest
+from rlhf_core.checkpoints import checkpoint_path, load_manifest
 from rlhf_core.errors import CheckpointError
 from rlhf_core.weight_files import read_headers
 
@@ -50,14 +50,31 @@ def require_same_shape(new: Path, old: Path) -> None:
 
 
 def _require_same_weights(new: Path, old: Path) -> None:
-    """Raises CheckpointError where a weight has another shape, or is stored more coarsely or as something else."""
-    ours, theirs = read_headers(new), read_headers(old)
+    """Raises CheckpointError where a weight has another shape, or is stored more coarsely or as something else.
+
+    What a checkpoint was trained from may be coarser than it: that is how training goes, and a rollback goes back.
+    """
+    ours, theirs, back = read_headers(new), read_headers(old), _was_trained_from(old, new.name)
     for name in sorted(ours.keys() & theirs.keys()):
         shape, dtype, was = ours[name]["shape"], ours[name]["dtype"], theirs[name]["dtype"]
         if shape != theirs[name]["shape"]:
             raise CheckpointError(f"{new.name} has {name} of {shape}, {old.name} has {theirs[name]['shape']}")
-        if dtype != was and FINENESS.get(dtype, 0) <= FINENESS.get(was, 0):
+        if dtype != was and not back and FINENESS.get(dtype, 0) <= FINENESS.get(was, 0):
             raise CheckpointError(f"{new.name} has {name} in {dtype}, {old.name} has {was}")
+
+
+def _was_trained_from(directory: Path, checkpoint_id: str) -> bool:
+    """Whether this checkpoint is among those that a sealed one goes back to, as far as they are still there."""
+    seen: set[str] = set()
+    while directory.is_dir() and directory.name not in seen:
+        seen.add(directory.name)
+        manifest = load_manifest(directory)
+        if checkpoint_id in (manifest.parent, manifest.reference):
+            return True
+        if manifest.parent is None:
+            return False
+        directory = checkpoint_path(directory.parent, manifest.parent)
+    return False
 
 
 def _config(directory: Path) -> dict[str, Any]:

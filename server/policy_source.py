@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import structlog
 from rlhf_core.checkpoints import checkpoint_path, new_checkpoint_id, seal, verify
 from rlhf_core.compatibility import require_same_shape
 from rlhf_core.engine.engine import probe
-from rlhf_core.engine.memory import available_memory, check_fits, plan_memory, require_room
+from rlhf_core.engine.memory import MemoryPlan, available_memory, check_fits, plan_memory
 from rlhf_core.errors import AttuneError, CheckpointError, ConflictError, ModelError
 from rlhf_core.models.adapted import base_of, load_adapted
 from rlhf_core.models.allocation import returned_when_dropped
@@ -41,8 +41,11 @@ class PolicySource:
         dtype: Precision = "float32",
         device: Device = "cpu",
         pack: bool = False,
+        require_fit: Callable[[Path], None] = lambda _directory: None,
     ) -> None:
+        """`require_fit` raises ModelError for a directory whose weights there is no room to serve."""
         self._checkpoints = checkpoints
+        self._require_fit = require_fit
         self._options: dict[str, Any] = {
             "max_context": max_context,
             "dtype": dtype,
@@ -86,23 +89,9 @@ class PolicySource:
         resident = None if serving is None else serving.base or serving
         if resident is not None and resident.checkpoint_id == directory.name:
             return resident
-        self._require_room(directory)
+        self._require_fit(directory)
         with returned_when_dropped():
             return load_policy(directory, checkpoint_id=directory.name, **self._options)
-
-    def _require_room(self, directory: Path) -> None:
-        """A policy may be stored in a larger type than the one before it. Raises ModelError."""
-        device = choose_device(self._options["device"])
-        plan = plan_memory(
-            directory,
-            max_running=0,
-            max_context=self._options["max_context"],
-            prefix_cache_tokens=0,
-            dtype=choose_dtype(self._options["dtype"], device),
-            device=device,
-            packed=self._options["pack"],
-        )
-        require_room(plan, available_memory(device))
 
     def probe(self, policy: LoadedPolicy) -> None:
         """All weights, and the logits of a few greedy tokens, must be finite. Raises ModelError."""
@@ -120,8 +109,10 @@ def source_for_machine(settings: Settings, live: PolicyVersion) -> PolicySource:
         directory = base_of(directory)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    plain, packed = (
-        plan_memory(
+    available = available_memory(device)
+
+    def plan(directory: Path, *, packed: bool) -> MemoryPlan:
+        return plan_memory(
             directory,
             max_running=settings.max_running,
             max_context=settings.max_context,
@@ -130,16 +121,29 @@ def source_for_machine(settings: Settings, live: PolicyVersion) -> PolicySource:
             device=device,
             packed=packed,
         )
-        for packed in (False, True)
-    )
-    available = available_memory(device)
+
     # The packed copy is for speed alone: it must leave room for trainings beside the server.
-    pack = packing_helps(dtype, device) and packed.total <= available / 2
-    plan = packed if pack else plain
-    check_fits(plan, available)
-    structlog.get_logger().info("memory", plan=str(plan), available_gib=round(available / 2**30, 2), packed=pack)
+    pack = packing_helps(dtype, device) and plan(directory, packed=True).total <= available / 2
+
+    def require_fit(directory: Path) -> None:
+        # By what was available at the start: a policy that a restart could not serve is not taken up either. A later
+        # one may be larger, stored in float32 after one that is held in bfloat16.
+        check_fits(plan(directory, packed=pack), available)
+
+    require_fit(directory)
+    structlog.get_logger().info(
+        "memory",
+        plan=str(plan(directory, packed=pack)),
+        available_gib=round(available / 2**30, 2),
+        packed=pack,
+    )
     return PolicySource(
-        settings.checkpoints_path, settings.max_context, dtype=settings.dtype, device=settings.device, pack=pack
+        settings.checkpoints_path,
+        settings.max_context,
+        dtype=settings.dtype,
+        device=settings.device,
+        pack=pack,
+        require_fit=require_fit,
     )
 
 

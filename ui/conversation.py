@@ -37,11 +37,13 @@ class Turn:
     report_note: str = ""
     reporting: bool = False
     """Whether the panel of the report is open, in the place of the other."""
+    draft: tuple[ReportCategory | None, str] = (None, "")
+    """What stands in that panel: category and note."""
     note: str = ""
     """One sentence under the answer."""
     note_is_error: bool = False
     note_on_rating: bool = True
-    """Whether it speaks of the rating, so that what can be done to that stands beside it."""
+    """Whether it speaks of the rating, as what can be done beside it does."""
 
     def say(self, note: str, *, error: bool = False, on_rating: bool = True) -> None:
         self.note, self.note_is_error, self.note_on_rating = note, error, on_rating
@@ -53,6 +55,7 @@ class Turn:
     def report(self, category: ReportCategory | None, note: str = "") -> None:
         """Take over what the API has stored of my report."""
         self.reported, self.report_note, self.reporting = category, note, False
+        self.draft = category, note
 
 
 class Conversation:

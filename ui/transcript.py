@@ -100,11 +100,12 @@ def _mark_html(turn: Turn) -> str:
 def _note_html(turn: Turn) -> str:
     if turn.note_is_error:
         return f'<span class="error">{escape(turn.note)}</span>'
-    if turn.rating is None or not turn.note_on_rating:
+    if turn.rating is None:
         return f"<span>{escape(turn.note)}</span>"
     saved = turn.note or "Saved."
+    undo = "Undo" if turn.note_on_rating else "Undo your rating"
     explain = "Edit your reason" if turn.reasons or turn.comment else "Add a reason"
-    return f"<span>{escape(saved)}</span>{_link_html('undo', 'Undo')}{_link_html('explain', explain)}"
+    return f"<span>{escape(saved)}</span>{_link_html('undo', undo)}{_link_html('explain', explain)}"
 
 
 def _link_html(act: str, label: str) -> str:
@@ -118,14 +119,15 @@ def _panel_html(turn: Turn, index: int) -> str:
 
 
 def _report_html(turn: Turn, index: int) -> str:
+    chosen, note = turn.draft
     chips = "".join(
-        _chip_html(key, label, key == turn.reported, group=f"report-{index}") for key, label in CATEGORY_LABELS.items()
+        _chip_html(key, label, key == chosen, group=f"report-{index}") for key, label in CATEGORY_LABELS.items()
     )
     take_back = _link_html("unreport", "Take the report back") if turn.reported else ""
     return (
         '<fieldset><legend>What is wrong with this answer? <span class="hint">goes to the moderators</span></legend>'
         f'<div class="chips">{chips}</div><textarea rows="2" maxlength="4000" aria-label="Note" '
-        f'placeholder="What should they know?">{escape(turn.report_note)}</textarea><div class="acts">'
+        f'placeholder="What should they know?">{escape(note)}</textarea><div class="acts">'
         f'<button type="button" class="solid" data-act="send-report">Send report</button>{take_back}'
         f"{_link_html('close', 'Close')}</div></fieldset>"
     )

@@ -121,14 +121,6 @@ def check_fits(plan: MemoryPlan, available: int) -> None:
         )
 
 
-def require_room(plan: MemoryPlan, available: int) -> None:
-    """Raises ModelError with both numbers when another weight set does not fit into `available` bytes."""
-    if plan.weights > available:
-        raise ModelError(
-            f"its weights take {in_words(plan.weights)}, and {in_words(available)} of memory are available"
-        )
-
-
 def available_memory(device: torch.device, root: Path = Path("/")) -> int:
     """Bytes that this process may still take: free on a GPU, else free on the machine and in its control groups.
 

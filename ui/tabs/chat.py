@@ -158,6 +158,7 @@ def _judge(client: ApiClient, turn: Turn, data: dict[str, Any]) -> None:
         explain(client, turn, data.get("reasons") or [], str(data.get("comment", "")))
     elif name in ("explain", "report", "close"):
         turn.explaining, turn.reporting = name == "explain" and turn.rating is not None, name == "report"
+        turn.draft = turn.reported, turn.report_note
     elif name == "send-report":
         report(client, turn, data.get("reasons") or [], str(data.get("comment", "")))
     elif name == "unreport" and turn.reported is not None:
@@ -191,10 +192,12 @@ def explain(client: ApiClient, turn: Turn, reasons: list[str], comment: str) -> 
 
 def report(client: ApiClient, turn: Turn, chosen: list[str], note: str) -> None:
     category = next((key for key in CATEGORY_LABELS if key in chosen), None)
+    note = note.strip()[:4000]
+    # The panel is drawn again if this fails, and is to hold what was typed.
+    turn.draft = category, note
     if category is None:
         turn.say("Not sent. Choose what is wrong with the answer first.", error=True)
         return
-    note = note.strip()[:4000]
     client.report(turn.interaction_id, category, note)
     turn.report(category, note)
     turn.say("Reported to the moderators.", on_rating=False)

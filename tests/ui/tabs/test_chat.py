@@ -223,10 +223,24 @@ def test_a_report_that_names_nothing_is_not_sent(api: ScriptedApi, client: ApiCl
     conversation = said(client, "hello")
     click(client, conversation, "report")
     for reasons in ([], ["pretty"]):
-        shown = click(client, conversation, "send-report", reasons=reasons)
+        shown = click(client, conversation, "send-report", reasons=reasons, comment="it knows my name")
         assert "Choose what is wrong with the answer first." in shown
         assert "What is wrong with this answer?" in shown
+        assert "it knows my name</textarea>" in shown
     assert api.reports == {}
+
+
+def test_a_report_that_the_api_does_not_take_stays_in_its_panel(api: ScriptedApi, client: ApiClient) -> None:
+    conversation = said(client, "hello")
+    click(client, conversation, "report")
+    api.refuse["/reports"] = refusal("the store is away")
+    shown = click(client, conversation, "send-report", reasons=["privacy"], comment="it knows my name")
+    assert "Not saved. The store is away." in shown
+    assert 'value="privacy" checked' in shown
+    assert "it knows my name</textarea>" in shown
+    # Closed and opened again it holds what is stored, which is nothing.
+    click(client, conversation, "close")
+    assert "it knows my name" not in click(client, conversation, "report")
 
 
 def test_one_panel_is_open_at_a_time_and_a_report_leaves_the_rating_alone(api: ScriptedApi, client: ApiClient) -> None:
@@ -238,5 +252,6 @@ def test_one_panel_is_open_at_a_time_and_a_report_leaves_the_rating_alone(api: S
     assert "What is wrong with this answer?" in shown
     shown = click(client, conversation, "send-report", reasons=["other"])
     assert conversation.turns[-1].rating == "down"
-    assert 'data-act="undo"' not in shown  # it would undo the rating, beside a sentence on the report
+    assert ">Undo your rating</button>" in shown  # for it stands beside a sentence on the report
+    assert ">Add a reason</button>" in shown
     assert "What is wrong with this answer?" not in click(client, conversation, "close")
