@@ -45,6 +45,20 @@ def test_weights_held_in_bfloat16_are_judged_in_float32(make_tiny_model: MakeTin
     probe(held, PROMPTS)
 
 
+def test_what_computes_in_bfloat16_is_judged_by_what_it_computes_itself(
+    make_tiny_model: MakeTinyModel, tmp_path: Path
+) -> None:
+    # Its router multiplies in float32 whatever the rest is in.
+    directory = make_family(make_tiny_model, tmp_path, FAMILIES["deepseek_v3"](), seed=5)
+    policy = load_policy(directory, dtype="bfloat16", frozen=True)
+    (sequence,) = engine(policy).generate([request("r", PROMPTS[0], max_tokens=8)])
+    tokens = torch.tensor([[*PROMPTS[0], *sequence.token_ids]])
+    with torch.inference_mode():
+        logprobs = policy.model(input_ids=tokens, use_cache=False).logits[0].float().log_softmax(-1)
+    expected = [float(logprobs[len(PROMPTS[0]) - 1 + at, token]) for at, token in enumerate(sequence.token_ids)]
+    assert own_logprobs(policy, sequence) == expected
+
+
 def test_the_gap_is_measured_in_nats_per_token(tiny_policy: LoadedPolicy) -> None:
     sequences = engine(tiny_policy).generate([request("r", PROMPTS[0], max_tokens=4)])
     require_agreement(tiny_policy, sequences)
