@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECRETS = {
     ("keys", "api-keys"): "sk-one,sk-two",
     ("keys", "api-key"): "sk-one",
+    ("keys", "moderator-keys"): "mod-one",
     ("keys", "redis-password"): "pass-word",
     ("store", "redis-url"): "rediss://:own@store.example:6380/0",
     ("store", "broker-url"): "redis://:own@broker.example:6380/0",
@@ -139,6 +140,7 @@ def test_no_secret_stands_in_a_manifest(workloads: Release) -> None:
     wanted_by_reference = {
         "ATTUNE_API_KEYS",
         "ATTUNE_API_KEY",
+        "ATTUNE_MODERATOR_KEYS",
         "ATTUNE_BROKER_URL",
         "REDIS_PASSWORD",
         "ATTUNE_REDIS_URL",
@@ -186,6 +188,13 @@ def test_server_and_ui_listen_where_their_services_look(release: Release, worklo
     service = release["server-service.yaml"]
     name, port = service["metadata"]["name"], service["spec"]["ports"][0]["port"]
     assert ui.resolved_api_url == f"http://{name}:{port}"
+
+
+def test_the_server_alone_knows_the_moderators_who_may_be_none(release: Release, workloads: Release) -> None:
+    server, ui = (settings_of(name, release, workloads) for name in ("server", "ui"))
+    assert (server.moderators, ui.moderators) == ({"mod-one"}, set())
+    (entry,) = (each for each in containers(workloads["server"])[0]["env"] if each["name"] == "ATTUNE_MODERATOR_KEYS")
+    assert entry["valueFrom"]["secretKeyRef"]["optional"] is True
 
 
 def test_the_ui_calls_with_a_key_that_the_server_accepts_and_sees_no_other(

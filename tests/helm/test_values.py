@@ -28,6 +28,7 @@ OWNED = {
     "ATTUNE_BROKER_URL",
     "ATTUNE_API_KEYS",
     "ATTUNE_API_KEY",
+    "ATTUNE_MODERATOR_KEYS",
 }
 """Settings that the chart gives itself."""
 
