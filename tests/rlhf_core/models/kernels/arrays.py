@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from numpy.typing import NDArray
 
@@ -34,8 +33,24 @@ def bfloat16(array: Array) -> tuple[NDArray[np.int32], Array]:
     return rounded.view(torch.int32).numpy(), rounded.float().numpy()
 
 
-def close(array: NDArray[Any], tolerance: float = 1e-5) -> Any:
-    return pytest.approx(array, abs=tolerance, rel=tolerance)
+class close:
+    """Equal to an array of the same shape that is as near as a tolerance, part and whole. What `approx` is, which
+    compares arrays a number at a time."""
+
+    __array_ufunc__ = None  # so that numpy leaves the comparison to it
+
+    def __init__(self, array: NDArray[Any], tolerance: float = 1e-5) -> None:
+        self._array, self._tolerance = np.asarray(array), tolerance
+
+    def __eq__(self, other: object) -> bool:
+        theirs = np.asarray(other)
+        within = {"rtol": self._tolerance, "atol": self._tolerance}
+        return theirs.shape == self._array.shape and np.allclose(theirs, self._array, equal_nan=False, **within)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{self._array} +- {self._tolerance}"
 
 
 def tables(positions: int, size: int) -> tuple[Array, Array]:
