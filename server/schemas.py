@@ -14,16 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from rlhf_core.errors import InvalidRequestError
-from rlhf_core.records import (
-    REASONS,
-    REVIEWED,
-    ChoiceValue,
-    Message,
-    RatingValue,
-    ReportCategory,
-    Reviewed,
-    Sampling,
-)
+from rlhf_core.records import Message, Sampling
 from server.bodies import Body, convert, decode_object, unsupported
 
 DEFAULT_MAX_TOKENS = 256
@@ -39,8 +30,6 @@ Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 PromptItem = str | int | tuple[int, ...]
 StopString = Annotated[str, Meta(min_length=1, max_length=128)]
-Reasons = Annotated[tuple[str, ...], Meta(max_length=5)]
-Comment = Annotated[str, Meta(max_length=4000)]
 
 
 class ContentPart(msgspec.Struct, frozen=True):
@@ -126,40 +115,6 @@ def choice_seed(seed: int, choice: int) -> int:
         return seed
     digest = hashlib.sha256(f"{seed}:{choice}".encode()).digest()
     return int.from_bytes(digest[:8]) >> 1
-
-
-class RatingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    value: RatingValue
-    reasons: Reasons = ()
-    comment: Comment = ""
-
-
-class ReportBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    category: ReportCategory
-    note: Comment = ""
-
-
-class ReviewBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a reviewer looked at, and found in order or not; at least one of them."""
-
-    accuracy: Reviewed | None = None
-    toxicity: Reviewed | None = None
-    bias: Reviewed | None = None
-    unhelpfulness: Reviewed | None = None
-    note: Comment = ""
-
-    def reasons(self) -> tuple[str, ...]:
-        """As records have it. Raises InvalidRequestError when nothing was looked at."""
-        said = tuple(f"{name}:{value}" for name in REVIEWED if (value := getattr(self, name)) is not None)
-        if not said:
-            raise InvalidRequestError(f"a review says ok or flag of one of {', '.join(REVIEWED)}", param="accuracy")
-        return said
-
-
-class ChoiceBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    choice: ChoiceValue
-    reasons: Reasons = ()
-    comment: Comment = ""
 
 
 class ComparisonBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -259,13 +214,6 @@ def _undefined(raw: dict[str, Any], wanted: type[GenerationBody]) -> tuple[str, 
 def parse(body: bytes, wanted: type[Body]) -> Body:
     """A body of one of our own routes. Raises InvalidRequestError naming the field and its value."""
     return convert(decode_object(body), wanted)
-
-
-def check_reasons(reasons: tuple[str, ...]) -> None:
-    for index, reason in enumerate(reasons):
-        if reason not in REASONS:
-            known = ", ".join(sorted(REASONS))
-            raise InvalidRequestError(f"reasons[{index}] is {reason[:80]!r}; known are {known}", param="reasons")
 
 
 def to_messages(wire: tuple[WireMessage, ...]) -> tuple[Message, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rlhf_core.preferences import batch_path, judgement_key, prompt_key, save_batch
 from rlhf_core.records import (
@@ -18,7 +19,6 @@ from rlhf_core.records import (
     PreferencePair,
     RatedResponse,
     Remark,
-    RemarkKind,
 )
 from rlhf_core.store.feedback import FeedbackStore
 from rlhf_core.store.interactions import InteractionStore
@@ -69,17 +69,18 @@ def make_batch(
     compared = {event.event_id: comparison for event, comparison in comparisons}
     ratings, pairs, remarks = list[RatedResponse](), list[PreferencePair](), list[Remark]()
     for event in usable:
-        if event.kind == "rating":
-            ratings += [_rated(event, found[event.target], event.value)] if event.target in found else []
-            continue
-        if event.kind in ("report", "review"):
-            remarks += [_remark(event, event.kind, found[event.target])] if event.target in found else []
-            continue
-        comparison = compared[event.event_id]
-        if comparison.left in found and comparison.right in found:
-            left, right = found[comparison.left], found[comparison.right]
-            ratings += _both_bad(event, left, right)
-            pairs += _preference(event, comparison, left, right)
+        if event.kind == "comparison":
+            comparison = compared[event.event_id]
+            if comparison.left in found and comparison.right in found:
+                left, right = found[comparison.left], found[comparison.right]
+                ratings += _both_bad(event, left, right)
+                pairs += _preference(event, comparison, left, right)
+        elif event.target in found:
+            answer = found[event.target]
+            if event.kind == "rating":
+                ratings.append(_rated(event, answer, event.value))
+            else:
+                remarks.append(Remark(kind=event.kind, **_of_one_answer(event, answer)))
     return PreferenceBatch(
         batch_id=f"batch-{last_entry}",
         created_at=now,
@@ -106,34 +107,23 @@ def _has_content(interaction: Interaction) -> bool:
     return bool(interaction.prompt_token_ids and interaction.token_ids)
 
 
+def _of_one_answer(event: Feedback, interaction: Interaction) -> dict[str, Any]:
+    """The fields that a thumb shares with a remark."""
+    return {
+        "event_id": event.event_id,
+        "rater": event.rater,
+        "interaction_id": interaction.interaction_id,
+        "policy_version": interaction.policy_version,
+        "prompt_token_ids": interaction.prompt_token_ids,
+        "token_ids": interaction.token_ids,
+        "prompt_key": prompt_key(interaction.messages),
+        "reasons": event.reasons,
+        "created_at": event.created_at,
+    }
+
+
 def _rated(event: Feedback, interaction: Interaction, value: object) -> RatedResponse:
-    return RatedResponse(
-        event_id=event.event_id,
-        rater=event.rater,
-        interaction_id=interaction.interaction_id,
-        policy_version=interaction.policy_version,
-        prompt_token_ids=interaction.prompt_token_ids,
-        token_ids=interaction.token_ids,
-        value="up" if value == "up" else "down",
-        prompt_key=prompt_key(interaction.messages),
-        reasons=event.reasons,
-        created_at=event.created_at,
-    )
-
-
-def _remark(event: Feedback, kind: RemarkKind, interaction: Interaction) -> Remark:
-    return Remark(
-        event_id=event.event_id,
-        kind=kind,
-        rater=event.rater,
-        interaction_id=interaction.interaction_id,
-        policy_version=interaction.policy_version,
-        prompt_token_ids=interaction.prompt_token_ids,
-        token_ids=interaction.token_ids,
-        prompt_key=prompt_key(interaction.messages),
-        reasons=event.reasons,
-        created_at=event.created_at,
-    )
+    return RatedResponse(value="up" if value == "up" else "down", **_of_one_answer(event, interaction))
 
 
 def _both_bad(event: Feedback, left: Interaction, right: Interaction) -> list[RatedResponse]:

@@ -23,9 +23,8 @@ TOLERANCE: Final = {torch.float32: 0.005, torch.bfloat16: 0.25}
 """Nats per token, on average. Rounding alone gives about 1e-6 in float32 and up to 0.05 in bfloat16 on the models of
 the tests; a wrong attention, whole nats.
 """
-
-
 OUTPUTS_AT_ONCE: Final = 4096
+"""Of a product whose weights are widened for it."""
 
 
 def require_agreement(policy: LoadedPolicy, sequences: Rows[Sequence]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from rlhf_core.errors import TrainingError
 from rlhf_core.preferences import prompt_key
-from rlhf_core.records import PreferencePair, RatedResponse, Remark, Side, TokenIds
+from rlhf_core.records import PreferencePair, RatedResponse, Remark, RemarkKind, Side, TokenIds
 from rlhf_core.runs.encode import Encoder, form_of
 from rlhf_core.runs.rows import PairRow, RatingRow, Row
 from rlhf_core.runs.tally import Tally
@@ -58,20 +58,25 @@ def _evidence_texts(encoder: Encoder, row: Row) -> list[str]:
 def _evidence(encoder: Encoder, row: Row, encoded: list[list[int]]) -> RatedResponse | PreferencePair | Remark:
     if not _is_remark(row):
         return _judgement(encoder, row, encoded)
+    # Only a review says what it looked at, and what it found in order.
+    kind: RemarkKind = "review" if any(":" in reason for reason in row.reasons) else "report"
+    return Remark(kind=kind, **_of_one_answer(encoder, row, encoded))
+
+
+def _of_one_answer(encoder: Encoder, row: RatingRow, encoded: list[list[int]]) -> dict[str, Any]:
+    """The fields that a thumb shares with a remark."""
     name = str(row.place)
-    return Remark(
-        event_id=name,
-        # Only a review says what it looked at, and what it found in order.
-        kind="review" if any(":" in reason for reason in row.reasons) else "report",
-        rater=row.rater,
-        interaction_id=name,
-        policy_version=0,
-        prompt_token_ids=encoder.ids(encoded[0]),
-        token_ids=encoder.answer(encoded[0], encoded[1]),
-        prompt_key=prompt_key(row.prompt),
-        reasons=row.reasons,
-        created_at=row.created_at,
-    )
+    return {
+        "event_id": name,
+        "rater": row.rater,
+        "interaction_id": name,
+        "policy_version": 0,
+        "prompt_token_ids": encoder.ids(encoded[0]),
+        "token_ids": encoder.answer(encoded[0], encoded[1]),
+        "prompt_key": prompt_key(row.prompt),
+        "reasons": row.reasons,
+        "created_at": row.created_at,
+    }
 
 
 def _judgement_texts(encoder: Encoder, row: Row) -> list[str]:
@@ -83,24 +88,11 @@ def _judgement_texts(encoder: Encoder, row: Row) -> list[str]:
 
 
 def _judgement(encoder: Encoder, row: Row, encoded: list[list[int]]) -> RatedResponse | PreferencePair:
-    prompt = encoder.ids(encoded[0])
-    answers = [encoder.answer(encoded[0], whole) for whole in encoded[1:]]
     if isinstance(row, PairRow):
-        return _as_pair(row, prompt, answers)
+        answers = [encoder.answer(encoded[0], whole) for whole in encoded[1:]]
+        return _as_pair(row, encoder.ids(encoded[0]), answers)
     assert isinstance(row, RatingRow)
-    name = str(row.place)
-    return RatedResponse(
-        event_id=name,
-        rater=row.rater,
-        interaction_id=name,
-        policy_version=0,
-        prompt_token_ids=prompt,
-        token_ids=answers[0],
-        value="up" if row.up else "down",
-        prompt_key=prompt_key(row.prompt),
-        reasons=row.reasons,
-        created_at=row.created_at,
-    )
+    return RatedResponse(value="up" if row.up else "down", **_of_one_answer(encoder, row, encoded))
 
 
 def _as_pair(row: PairRow, prompt: TokenIds, answers: Sequence[TokenIds]) -> PreferencePair:

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 from rlhf_core.store.scripts import APPEND
 
-_NOTE = """
-local function note(stream, current, event)
-  redis.call('XADD', stream, '*', 'event', event)
-  redis.call('HSET', current, ARGV[1], event)
-end
-"""
-
-REMARK = (
+_BEGIN = (
     APPEND
-    + _NOTE
     + """
 -- KEYS dedupe facts stream current reported waiting reports_of_it; ARGV judgement_key event event_id now kind target
 local again = remembered(KEYS[1])
 if again then return again end
+local current, previous = lookup(KEYS[4])
+"""
+)
+
+REMARK = (
+    _BEGIN
+    + """
 local facts, refusal = answered(KEYS[2])
 if refusal then return refusal end
-local current, previous = lookup(KEYS[4])
 local first = not is_judgement(previous)
 if not first and says_the_same(previous, cjson.decode(ARGV[2])) then
   return remember(KEYS[1], 0, 0, current)
@@ -47,13 +45,8 @@ return remember(KEYS[1], first and 1 or 0, 1, full)
 )
 
 UNREMARK = (
-    APPEND
-    + _NOTE
+    _BEGIN
     + """
--- KEYS dedupe facts stream current reported waiting reports_of_it; ARGV judgement_key event event_id now kind target
-local again = remembered(KEYS[1])
-if again then return again end
-local current, previous = lookup(KEYS[4])
 if not is_judgement(previous) then return {'missing'} end
 local full = extend(ARGV[2], previous, string.format('%d', previous.policy_version), false)
 note(KEYS[3], KEYS[4], full)

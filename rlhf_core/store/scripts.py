@@ -51,10 +51,15 @@ local function extend(event, previous, version, trains)
     .. ',"policy_version":' .. version .. ',"trains":' .. tostring(trains) .. '}'
 end
 
--- Appends to the log, makes the event current, and keeps the unread judgements true.
-local function append(stream, current, unread, event, trains)
+-- Appends to the log, and makes the event current.
+local function note(stream, current, event)
   redis.call('XADD', stream, '*', 'event', event)
   redis.call('HSET', current, ARGV[1], event)
+end
+
+-- The same of a verdict, which is also kept among the unread judgements.
+local function append(stream, current, unread, event, trains)
+  note(stream, current, event)
   if trains then
     redis.call('HSET', unread, ARGV[1], ARGV[3])
   else

@@ -14,10 +14,11 @@ from rlhf_core.records import Comparison
 from rlhf_core.store.feedback import FeedbackStore
 from server.comparing import Comparisons, Sides, encode
 from server.identity import Pseudonyms
+from server.judgement_bodies import ChoiceBody, check_reasons
 from server.metrics import Metrics
 from server.routes.chat import CHAT_BODY_BYTES
 from server.routes.feedback import FEEDBACK_BODY_BYTES, as_json, rater_of
-from server.schemas import DEFAULT_MAX_TOKENS, ChoiceBody, ComparisonBody, check_reasons, parse, to_messages
+from server.schemas import DEFAULT_MAX_TOKENS, ComparisonBody, parse, to_messages
 
 AnyRequest = Request[Any, Any, Any]
 

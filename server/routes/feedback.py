@@ -17,8 +17,9 @@ from rlhf_core.store.feedback import FeedbackStore
 from rlhf_core.store.interactions import InteractionStore
 from rlhf_core.store.remarks import RemarkStore
 from server.identity import Pseudonyms
+from server.judgement_bodies import RatingBody, check_reasons
 from server.metrics import Metrics
-from server.schemas import RatingBody, check_reasons, parse
+from server.schemas import parse
 
 FEEDBACK_BODY_BYTES = 32 * 1024
 

@@ -17,9 +17,10 @@ from rlhf_core.records import REVIEWED, Feedback, Interaction, RemarkKind
 from rlhf_core.store.interactions import InteractionStore
 from rlhf_core.store.remarks import RemarkStore, Reported
 from server.identity import Pseudonyms
+from server.judgement_bodies import ReportBody, ReviewBody
 from server.metrics import Metrics
 from server.routes.feedback import FEEDBACK_BODY_BYTES, AnyRequest, as_json, rater_of
-from server.schemas import ReportBody, ReviewBody, parse
+from server.schemas import parse
 
 MOST_REPORTED = 200
 

@@ -122,12 +122,12 @@ def train_reward_model(
     votes = VoteData(ratings, pairs, labels)
     fitted = fit_trunk(model, effects.to(devices.device), votes, settings, seed, hooks, devices)
     merge_lora(model.trunk)
-    kept = _kept(votes, remarks, settings) if settings.epochs else votes
+    said = Said(ratings, pairs, labels, remarks, settings.half_life_days)
+    kept = _kept(votes, said, settings) if settings.epochs else votes
     if settings.epochs:
         read = _read(model, kept.ratings, kept.pairs, devices)
     spoken = remarks if len(kept) == len(votes) else ()
     remarked = _shared_features(model, [(each.prompt_token_ids, each.token_ids) for each in spoken], devices)
-    said = Said(votes.ratings, votes.pairs, votes.labels, remarks, settings.half_life_days)
     axes = _finish(model, read, remarked, kept, said, reference_answers, settings, seed)
     fitted |= measured(model, ratings, pairs, mixture) | {"train_accuracy": accuracy(model, read, kept.labels)}
     model.raters = rater_records(names, ratings, pairs, effects, mixture)
@@ -275,9 +275,8 @@ def _finish(
         return fit_axes(model, read, said, reference, ridge=settings.ridge)
 
 
-def _kept(votes: VoteData, remarks: Sequence[Remark], settings: RewardSettings) -> VoteData:
+def _kept(votes: VoteData, said: Said, settings: RewardSettings) -> VoteData:
     """The judgements that are read once more after the fit: all where heads are fitted to them, else a sample."""
-    said = Said(votes.ratings, votes.pairs, votes.labels, remarks)
     spoken = any(said.evidence(axis) >= LEAST_JUDGEMENTS for axis in AXES)
     step = -(-len(votes) // MEASURED)
     if settings.ensemble or spoken or step == 1:

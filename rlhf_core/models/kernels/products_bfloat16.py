@@ -17,7 +17,7 @@ from rlhf_core.models.kernels.intrinsics import from_bits, prefetch
 from rlhf_core.models.kernels.products import ROWS_AT_ONCE, four_outputs, multiply_blocks
 
 FEW_ROWS: Final = 8
-"""Rows up to which they are split."""
+"""Rows up to which they are split, and no weight is written down."""
 WORDS: Final = 32
 """Words of each of four rows that are multiplied between two looks ahead: two lines of the cache."""
 _SHIFT: Final = np.int32(16)
