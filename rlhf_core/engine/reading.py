@@ -22,8 +22,6 @@ from rlhf_core.models.attention import Rotation, hidden_positions, seen_position
 CALL_POSITIONS = 64
 """Positions of a row that can be read in about the time that one more call takes."""
 NO_TABLE = np.zeros((0, 1), dtype=np.float32)
-FEW_TOKENS = 64
-"""Of a prompt's part, up to which each is read by itself: products of many rows pay for more."""
 PRODUCT_ROWS = 4
 """Decode rows from which two batched products are faster than the fused kernel (see `_attend_by_products`)."""
 
@@ -93,32 +91,28 @@ class SlotStep:
         *,
         rotation: Rotation | None,
         window: int | None,
+        kept: torch.dtype,
         crew: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        """qkv [N, H + 2 H_kv, D], `heads` queries first, is rotated in place -> [N, H, D]: attention of a CPU in
-        float32. The step's keys and values are stored."""
+        """qkv [N, H + 2 H_kv, D], `heads` queries first, is rotated in place -> [N, H, D]: attention by the kernels
+        of a CPU. The step's keys and values are stored as `kept`."""
         # Here, because a process that does without kernels does without their compiler too.
         from rlhf_core.models import kernels
 
-        joined = torch.from_numpy(qkv).transpose(0, 1)
-        kv_heads = (qkv.shape[1] - heads) // 2
-        cached = self.cache.layer(layer, joined[heads : heads + kv_heads], joined[heads + kv_heads :])
-        keys, values = cached.keys.numpy(), cached.values.numpy()
+        new = torch.empty((qkv.shape[1] - heads) // 2, 1, qkv.shape[2], dtype=kept)
+        cached = self.cache.layer(layer, new, new)
+        kind = kernels.BFLOAT16 if kept == torch.bfloat16 else kernels.FLOAT32
+        keys, values = (tensor.view(torch.int32).numpy() for tensor in (cached.keys, cached.values))
         positions, count = self.positions.numpy(), len(self.lengths)
         cos, sin = (rotation.cos, rotation.sin) if rotation else (NO_TABLE, NO_TABLE)
-        attended = np.empty((qkv.shape[0], heads, values.shape[-1]), dtype=np.float32)
+        attended = np.empty((qkv.shape[0], heads, qkv.shape[2]), dtype=np.float32)
         where = keys, values, self.slots.numpy(), positions
         # Attention stores the decode batch's keys and values on the way, where it rotates them.
-        kernels.store(qkv, count if rotation else 0, heads, cos, sin, *where)
-        kernels.attend(qkv, 0, count, cos, sin, *where, window or 0, scaling, attended, crew)
+        kernels.store(kind, qkv, count if rotation else 0, heads, cos, sin, *where)
+        kernels.attend(kind, qkv, 0, count, cos, sin, *where, window or 0, scaling, attended, crew)
         for span in self.spans:
-            rows = slice(span.row, span.row + span.length)
-            if span.length <= FEW_TOKENS:
-                read = span.row, span.row + span.length, NO_TABLE, NO_TABLE
-                kernels.attend(qkv, *read, *where, window or 0, scaling, attended, crew)
-                continue
-            reach = self._span_reach(span, self._bounded(window), torch.float32)
-            attended[rows] = _read(reach, joined[None, :heads, rows], cached, float(scaling)).numpy()
+            read = span.row, span.length, keys, values, span.slot, span.start
+            kernels.attend_span(kind, qkv, *read, window or 0, scaling, attended, crew)
         return attended
 
     def _bounded(self, window: int | None) -> int | None:

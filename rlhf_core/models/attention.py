@@ -50,7 +50,7 @@ class Rotation:
 
 
 class JoinedAttention(SlotAttention, Protocol):
-    """Slots on a CPU in float32, which also take queries, keys and values as they leave their common product."""
+    """Slots on a CPU, which also take queries, keys and values as they leave their common product."""
 
     def attend_joined(
         self,
@@ -61,9 +61,11 @@ class JoinedAttention(SlotAttention, Protocol):
         *,
         rotation: Rotation | None,
         window: int | None,
+        kept: torch.dtype,
         crew: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        """qkv [N, H + 2 H_kv, D], `heads` queries first, is rotated in place -> [N, H, D]."""
+        """qkv [N, H + 2 H_kv, D], `heads` queries first, is rotated in place -> [N, H, D]. `kept`: what keys and values
+        are kept in, float32 or bfloat16."""
         ...
 
 

@@ -1,6 +1,7 @@
-"""The forward pass of Llama-like decoders on a CPU in float32, from the kernels beside it: what serving runs there.
+"""The forward pass of Llama-like decoders on a CPU, from the kernels beside it: what serving runs there.
 
-Computes what `fused.py` computes on other devices and in other types, an operation a kernel instead of a dozen tensors.
+Computes what `fused.py` computes on other devices, an operation a kernel instead of a dozen tensors. Products may be
+those of bfloat16 numbers; sums and all else are in float32.
 Attention is still given: slots that take queries, keys and values as they leave their product (`JoinedAttention`).
 """
 
@@ -43,25 +44,28 @@ class Product:
     """[M], or nothing, for each weight."""
     modules: Sequence[tuple[str, int]]
     """(name, out features) of each module, in the order of the output."""
+    rounds: bool = False
+    """Inputs are rounded to bfloat16 where weights are held in it, instead of these being widened."""
     term: LowRank | None = None
 
     @classmethod
-    def of(cls, parent: Any, path: str, names: Sequence[str], *, frozen: bool) -> Product:
+    def of(cls, parent: Any, path: str, names: Sequence[str], *, frozen: bool, rounds: bool) -> Product:
         """Of the modules of `parent` with these names. Frozen ones are joined: theirs become views of one weight."""
         parts = [getattr(parent, name) for name in names]
         modules = [(path + name, part.out_features) for name, part in zip(names, parts, strict=True)]
         biases = [_NONE if part.bias is None else part.bias.detach().float().numpy() for part in parts]
         if not frozen or len(parts) == 1:
-            return cls([_weight(part.weight) for part in parts], biases, modules)
+            return cls([_weight(part.weight) for part in parts], biases, modules, rounds)
         # Of joined projections all have a bias or none has: that is how every family builds them.
-        return cls([_weight(join(parts))], [np.concatenate(biases)], modules)
+        return cls([_weight(join(parts))], [np.concatenate(biases)], modules, rounds)
 
     def __call__(self, x: Array, crew: Words) -> Array:
         """[N, K] -> [N, sum of M]."""
         y = np.empty((x.shape[0], self.outputs), dtype=np.float32)
         column = 0
+        of_words = kernels.multiply_bfloat16 if self.rounds else kernels.multiply_widened
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            multiply = kernels.multiply if weight.dtype == np.float32 else kernels.multiply_bfloat16
+            multiply = kernels.multiply if weight.dtype == np.float32 else of_words
             multiply(x, weight, bias, y, column, crew)
             column += weight.shape[0]
         if self.term is not None:
@@ -74,7 +78,8 @@ class Product:
 
     def adapted(self, adapter: Adapter) -> Product:
         """The same weights beside an adapter's term."""
-        return replace(self, term=adapter.joined(self.modules))
+        term = adapter.joined(self.modules)
+        return replace(self, term=term and LowRank(term.down.float(), term.up.float()))
 
 
 def _weight(parameter: Tensor) -> Weight:
@@ -108,21 +113,22 @@ class Norm:
 class CompiledForward:
     """Logits of a step's tokens. `frozen` says that the weights will not change, so they may be joined; others may
     learn where they lie, and are followed: not to another place, to which `parameter.data = ...` would move them.
-    Weights in bfloat16 are computed with as the float32 numbers that they are too."""
+    Weights in bfloat16 are multiplied as the float32 numbers that they are too, unless that is what to `compute` in."""
 
     recordable = False
     by_kernel = True
 
-    def __init__(self, model: Any, *, max_context: int, frozen: bool) -> None:
+    def __init__(self, model: Any, *, max_context: int, frozen: bool, compute: torch.dtype = torch.float32) -> None:
         config = model.config
         attention = model.model.layers[0].self_attn
+        self._kept = compute
         self._heads: int = config.num_attention_heads
         self._all_heads = self._heads + 2 * int(config.num_key_value_heads)
         self._size: int = attention.head_dim
         self._scaling = np.float32(attention.scaling)
         self._embedding: Tensor = model.model.embed_tokens.weight.detach()
         self._final_norm = Norm(model.model.norm)
-        product = partial(Product.of, frozen=frozen)
+        product = partial(Product.of, frozen=frozen, rounds=compute == torch.bfloat16)
         self._layers = layers_of(model, Norm, product)
         self._head = product(model, "", ("lm_head",))
         self._silu = config.hidden_act in ("silu", "swish")
@@ -150,7 +156,7 @@ class CompiledForward:
             x = layer.attention_norm.of_sum(hidden, more)
             attended = self._attend(index, layer, layer.qkv(x, crew), joined, crew)
             x = layer.mlp_norm.of_sum(hidden, layer.output(attended, crew))
-            more = layer.down(self._gated(layer, layer.gate_up(x, crew)), crew)
+            more = layer.down(self._gated(layer, layer.gate_up(x, crew), crew), crew)
         if kept is not None:
             hidden, more = hidden[kept.numpy()], more[kept.numpy()]
         return torch.from_numpy(self._head(self._final_norm.of_sum(hidden, more), crew))
@@ -171,15 +177,16 @@ class CompiledForward:
             self._scaling,
             rotation=self._rotation if layer.rotary else None,
             window=layer.window,
+            kept=self._kept,
             crew=crew,
         )
         return attended.reshape(rows, heads * self._size)
 
-    def _gated(self, layer: Layer[Norm, Product], both: Array) -> Array:
+    def _gated(self, layer: Layer[Norm, Product], both: Array, crew: Words) -> Array:
         """[N, 2 M] -> [N, M]."""
         y = np.empty((both.shape[0], both.shape[1] // 2), dtype=np.float32)
         if self._silu:
-            kernels.gate(both, y)
+            kernels.gate(both, y, crew)
         else:
             gate, up = torch.from_numpy(both).chunk(2, dim=-1)
             torch.mul(layer.activation(gate), up, out=torch.from_numpy(y))

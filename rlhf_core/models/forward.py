@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf_core.models.attention import SlotAttention
 from rlhf_core.models.fused import FUSED, FusedForward
 from rlhf_core.models.lora import Adapter
+from rlhf_core.models.placement import computed_by_kernels
 
 
 class Forward(Protocol):
@@ -35,7 +36,7 @@ class PlainForward:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.by_kernel = has_kernels(model, model.dtype)
+        self.by_kernel = drawn_by_kernel(model)
         # transformers hands a mask of four dimensions through as it is, and so builds none.
         self._no_mask = torch.zeros(1, 1, 1, 1, device=model.device)
 
@@ -74,7 +75,7 @@ def write_out(
     kernels: bool = True,
 ) -> WrittenForward | None:
     """The forward that is written out for the model's family, None where there is none. With `compute` its projections
-    are computed in that type, as autocast would; without `kernels` a CPU in float32 does without them."""
+    are computed in that type, as autocast would; without `kernels` a CPU does without them."""
     compute = compute or model.dtype
     if type(model).__name__ not in FUSED:
         return None
@@ -82,14 +83,20 @@ def write_out(
         # Here, because a process that does without kernels does without their compiler too.
         from rlhf_core.models.compiled import CompiledForward
 
-        return CompiledForward(model, max_context=max_context, frozen=frozen)
+        return CompiledForward(model, max_context=max_context, frozen=frozen, compute=compute)
     other = None if compute == model.dtype else compute
     return FusedForward(model, max_context=max_context, frozen=frozen, pack=pack, compute=other)
 
 
 def has_kernels(model: Any, dtype: torch.dtype) -> bool:
-    """Whether there are kernels (models/kernels/) where the model is that compute in this type."""
-    return bool(model.device.type == "cpu" and dtype == torch.float32)
+    """Whether there are kernels (models/kernels/) where the model is that multiply its weights in this type."""
+    held = dtype in (torch.float32, model.dtype)
+    return held and computed_by_kernels(type(model).__name__, dtype, model.device)
+
+
+def drawn_by_kernel(model: Any) -> bool:
+    """Whether a kernel can draw from what the model's own modules give."""
+    return bool(model.device.type == "cpu" and model.dtype == torch.float32)
 
 
 def make_forward(

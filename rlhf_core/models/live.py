@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
-from rlhf_core.models.forward import Forward, PlainForward, has_kernels, write_out
+from rlhf_core.models.forward import Forward, PlainForward, drawn_by_kernel, write_out
 from rlhf_core.models.lora_layers import current_terms
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class LiveForward:
         self._lora = lora
         self._dtype = torch.bfloat16 if compute == "bfloat16" else None
         size = sum(parameter.nbytes for parameter in model.parameters())
-        self.by_kernel = self._dtype is None and has_kernels(model, model.dtype) and size >= WORTH_A_COMPILER
+        self.by_kernel = self._dtype is None and drawn_by_kernel(model) and size >= WORTH_A_COMPILER
         self._written = write_out(
             model, max_context=max_context, frozen=lora, compute=self._dtype, kernels=self.by_kernel
         )

@@ -74,8 +74,8 @@ class LoadedPolicy:
     forward: Forward | None = None
     """How a step is computed where the weights are frozen; None: from the model's own weights, as they then are."""
     dtype: torch.dtype = torch.float32
-    """What a step computes in, and keys and values are kept in. Weights may be held in a smaller type, of whose numbers
-    they are."""
+    """What a step multiplies in, and keys and values are kept in. Weights may be held in a smaller type, of whose
+    numbers they are."""
     base: LoadedPolicy | None = None
     """For an adapter: the policy whose weights it shares."""
 

@@ -3,6 +3,8 @@
 Training keeps float32 on a CPU; only serving chooses. bfloat16 halves the memory and, where the machine multiplies it
 in hardware, the time of a step; to compute in it elsewhere would be slower than in float32. There, weights that were
 published in bfloat16 are held in it and computed with in float32: as exact as float32 weights, at half their size.
+
+The kernels of a CPU (models/compiled.py) multiply in either type, and add up in float32.
 """
 
 from __future__ import annotations
@@ -46,12 +48,23 @@ def choose_weights_dtype(directory: Path, config: Any, dtype: torch.dtype, devic
 
     Raises OSError, ValueError or struct.error where a weight file cannot be read.
     """
-    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if device.type != "cpu" or dtype != torch.float32 or getattr(model, "__name__", None) not in FUSED:
+    if dtype != torch.float32 or not computed_by_kernels(_architecture(config), dtype, device):
         return dtype
     # Old files also hold the frequencies of rotary embeddings, which no model reads any more.
     stored = {entry.get("dtype") for name, entry in read_headers(directory).items() if not name.endswith("inv_freq")}
     return torch.bfloat16 if stored == {"BF16"} else dtype
+
+
+def computed_by_kernels(architecture: str | None, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a model of that class multiplies in this type by the kernels of a CPU. One with tiles of its own for
+    bfloat16 (AMX) multiplies many rows several times as fast by them, which torch knows how to use."""
+    if device.type != "cpu" or architecture not in FUSED:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported())
+
+
+def _architecture(config: Any) -> str | None:
+    return getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), "__name__", None)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -64,9 +77,9 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def packing_helps(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether steps are faster with a second, packed copy of the weights (models/projection.py). The kernels of a CPU
-    in float32 (models/kernels/) multiply the weights as they are."""
-    return device.type == "cpu" and dtype == torch.bfloat16
+    """Whether steps are faster with a second, packed copy of the weights (models/projection.py). Kernels multiply them
+    as they are."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
 
 
 def describe(policy: LoadedPolicy) -> dict[str, Any]:

@@ -11,26 +11,45 @@ Letters as everywhere: N rows, K inputs, M outputs, H heads, H_kv key heads, D h
 
 from __future__ import annotations
 
-from rlhf_core.models.kernels.attention import attend_one, store
+from rlhf_core.models.kernels.attention import attend_alike, store
 from rlhf_core.models.kernels.compiling import exp
 from rlhf_core.models.kernels.draws import LEFT_OUT
-from rlhf_core.models.kernels.rows import add_norm, gate, norm_heads
-from rlhf_core.models.kernels.shared import AWAKE, HANDS, WORDS, attend, draw, help_out, multiply, multiply_bfloat16
+from rlhf_core.models.kernels.parts import part_doer
+from rlhf_core.models.kernels.rows import add_norm, norm_heads
+from rlhf_core.models.kernels.shared import (
+    AWAKE,
+    attend,
+    attend_span,
+    draw,
+    gate,
+    help_out,
+    multiply,
+    multiply_bfloat16,
+    multiply_widened,
+)
+from rlhf_core.models.kernels.tiles import BFLOAT16, FLOAT32
+from rlhf_core.models.kernels.words import DOER, HANDS, WORDS
 
 __all__ = [
     "AWAKE",
+    "BFLOAT16",
+    "DOER",
+    "FLOAT32",
     "HANDS",
     "LEFT_OUT",
     "WORDS",
     "add_norm",
     "attend",
-    "attend_one",
+    "attend_alike",
+    "attend_span",
     "draw",
     "exp",
     "gate",
     "help_out",
     "multiply",
     "multiply_bfloat16",
+    "multiply_widened",
     "norm_heads",
+    "part_doer",
     "store",
 ]

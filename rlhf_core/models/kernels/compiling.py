@@ -15,8 +15,14 @@ from rlhf_core.models.kernels.intrinsics import from_bits
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-FLAGS: Final = {"reassoc", "contract", "nsz", "arcp"}
-"""What the compiler may do to sums: reorder and fuse them. It may not assume that numbers are finite."""
+IN_ORDER: Final = {"contract", "nsz", "arcp"}
+"""What the compiler may do to sums and products: fuse them. It may not assume that numbers are finite."""
+FLAGS: Final = IN_ORDER | {"reassoc"}
+"""Reorder them, too. Of a loop over several arrays it makes two, one for arrays that lie far enough apart in memory,
+and orders each as it likes: where a number must be the same to the bit wherever it lies, this is for sums over one."""
+
+_OPTIONS: Final[dict[str, Any]] = {"nogil": True, "error_model": "numpy"}
+_CALLBACKS: Final[list[Any]] = []
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 LOWEST = np.float32(-np.inf)
@@ -40,14 +46,33 @@ def _keep_by_content() -> None:
 
 def compiled(function: Function) -> Function:
     """The function as machine code; kept on disk where there is a place for it."""
+    return _compiled(function, FLAGS)
+
+
+def compiled_in_order(function: Function) -> Function:
+    """The same, and its sums and products are in the order in which they are written."""
+    return _compiled(function, IN_ORDER)
+
+
+def _compiled(function: Function, flags: set[str]) -> Function:
     _keep_by_content()
-    options: dict[str, Any] = {"fastmath": FLAGS, "nogil": True, "error_model": "numpy"}
     try:
-        made: Function = numba.njit(cache=True, **options)(function)
+        made: Function = numba.njit(cache=True, fastmath=flags, **_OPTIONS)(function)
     except RuntimeError:
         # Neither beside this file nor in the user's cache may anything be written.
-        made = numba.njit(**options)(function)
+        made = numba.njit(fastmath=flags, **_OPTIONS)(function)
     return made
+
+
+def callback(signature: Any, function: Callable[..., Any]) -> int:
+    """The address of the function as machine code, for as long as the process lives."""
+    _keep_by_content()
+    try:
+        made = numba.cfunc(signature, cache=True, **_OPTIONS)(function)
+    except RuntimeError:
+        made = numba.cfunc(signature, **_OPTIONS)(function)
+    _CALLBACKS.append(made)
+    return int(made.address)
 
 
 @numba.njit(inline="always", error_model="numpy")

@@ -22,7 +22,7 @@ IDLE_LOOKS: Final = kernels.AWAKE + 500
 """The last of them dozing: some fifty milliseconds."""
 
 Words = NDArray[np.int64]
-"""What the threads of a crew share: see shared.py."""
+"""What the threads of a crew share: see words.py."""
 
 
 class Crew:
@@ -30,7 +30,7 @@ class Crew:
 
     def __init__(self, hands: int) -> None:
         self.words: Words = np.zeros(kernels.WORDS, dtype=np.int64)
-        self.words[kernels.HANDS] = hands
+        self.words[kernels.HANDS], self.words[kernels.DOER] = hands, kernels.part_doer()
         self._calls = [threading.Event() for _ in range(hands - 1)]
         for call in self._calls:
             threading.Thread(target=_help, args=(self.words, call), name="crew", daemon=True).start()

@@ -40,6 +40,24 @@ def to_bits(_context: Any, number: Any) -> Any:
 
 
 @intrinsic
+def to_bfloat16(_context: Any, number: Any) -> Any:
+    """The bits of the bfloat16 that is nearest to a float32, of two the even one. What is not a number stays so."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        kind = ir.IntType(32)
+        bits = builder.bitcast(arguments[0], kind)
+        kept = builder.lshr(bits, ir.Constant(kind, 16))
+        even = builder.and_(kept, ir.Constant(kind, 1))
+        near = builder.add(builder.add(bits, ir.Constant(kind, 0x7FFF)), even)
+        # All bits that say that this is no number may be among those cut off.
+        wrong = builder.or_(bits, ir.Constant(kind, 0x400000))
+        chosen = builder.select(builder.fcmp_unordered("uno", *arguments, *arguments), wrong, near)
+        return builder.trunc(builder.lshr(chosen, ir.Constant(kind, 16)), ir.IntType(16))
+
+    return types.int16(types.float32), generate
+
+
+@intrinsic
 def prefetch(_context: Any, address: Any) -> Any:
     """Have the processor fetch what lies at an address, and go on."""
 
@@ -70,6 +88,19 @@ int32_at: Final = _pointer_to(types.int32)
 float64_at: Final = _pointer_to(types.float64)
 int64_at: Final = _pointer_to(types.int64)
 """Pointers to what lies at an address, for `numba.carray`."""
+
+
+@intrinsic
+def call_at(_context: Any, function: Any, place: Any, part: Any) -> Any:
+    """Call the function (place, part) that stands at an address."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [word, word])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.int64), generate
 
 
 def _word(builder: Any, base: Any, index: Any) -> Any:

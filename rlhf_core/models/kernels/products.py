@@ -1,85 +1,141 @@
-"""The product of a few rows with a weight."""
+"""The product of rows with a weight, a tile at a time."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from rlhf_core.models.kernels.compiling import ZERO, compiled
-from rlhf_core.models.kernels.intrinsics import prefetch
+import numba
+import numpy as np
+
+from rlhf_core.models.kernels.compiling import compiled
+from rlhf_core.models.kernels.intrinsics import from_bits, int32_at, prefetch, to_bfloat16
+from rlhf_core.models.kernels.tiles import FLOAT32, MOST_ROWS, OUTPUTS, WIDENED, make_tile
+from rlhf_core.models.kernels.vectors import WIDE, WORD
 
 ROWS_AT_ONCE: Final = 64
 """So many rows of a product stay near the processor while its weights pass by."""
+FEW_ROWS: Final = ROWS_AT_ONCE if WIDE else 8
+"""Rows up to which weights in bfloat16 are made float32 in registers and nowhere else. For more, where tiles are low,
+each is written down once and read for all of them."""
+LINE: Final = 64
+"""Bytes that come from memory together."""
+BLOCKS_AHEAD: Final = 2
+"""How far beyond a block's weights those lie that are fetched meanwhile."""
+_SHIFT: Final = np.int32(16)
+
+_NOTHING: Final = np.zeros(OUTPUTS, dtype=np.float32)
+"""Biases where there are none. Of the module's own, so that it stays where it is while its address is used."""
+
+_tile = make_tile(OUTPUTS, fetched=0)
+_tile_and_half = make_tile(OUTPUTS, fetched=OUTPUTS // 2)
+_tile_and_all = make_tile(OUTPUTS, fetched=OUTPUTS)
+_one_output = make_tile(1, fetched=0)
 
 
 @compiled
-def four_outputs(
-    x: Any, top: int, bottom: int, weight: Any, at: int, ahead: int, end: int, bias: Any, out: int, y: Any, to: int
-) -> None:
-    """Outputs out..out+3, whose weights are the rows at..at+3, of the rows top..bottom-1 of x, two of them at a time
-    and then the odd one. Meanwhile the memory from `ahead` to `end` is fetched, a part at a time."""
-    w0, w1, w2, w3 = weight[at], weight[at + 1], weight[at + 2], weight[at + 3]
-    b0, b1, b2, b3 = ZERO, ZERO, ZERO, ZERO
-    if bias.size:
-        b0, b1, b2, b3 = bias[out], bias[out + 1], bias[out + 2], bias[out + 3]
-    share = (end - ahead) // max(1, (bottom - top) // 2) + 64
-    for row in range(top, bottom - 1, 2):
-        upto = min(end, ahead + share)
-        while ahead < upto:
-            prefetch(ahead)
-            ahead += 64
-        x0, x1 = x[row], x[row + 1]
-        s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
-        t0, t1, t2, t3 = ZERO, ZERO, ZERO, ZERO
-        for k in range(x0.size):
-            p, q = x0[k], x1[k]
-            s0 += p * w0[k]
-            s1 += p * w1[k]
-            s2 += p * w2[k]
-            s3 += p * w3[k]
-            t0 += q * w0[k]
-            t1 += q * w1[k]
-            t2 += q * w2[k]
-            t3 += q * w3[k]
-        y[row, to], y[row, to + 1], y[row, to + 2], y[row, to + 3] = s0 + b0, s1 + b1, s2 + b2, s3 + b3
-        y[row + 1, to], y[row + 1, to + 1], y[row + 1, to + 2], y[row + 1, to + 3] = t0 + b0, t1 + b1, t2 + b2, t3 + b3
-    if (bottom - top) % 2:
-        row = bottom - 1
-        x0 = x[row]
-        s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
-        for k in range(x0.size):
-            p = x0[k]
-            s0 += p * w0[k]
-            s1 += p * w1[k]
-            s2 += p * w2[k]
-            s3 += p * w3[k]
-        y[row, to], y[row, to + 1], y[row, to + 2], y[row, to + 3] = s0 + b0, s1 + b1, s2 + b2, s3 + b3
-
-
-@compiled
-def _multiply_few(x: Any, weight: Any, bias: Any, y: Any, column: int) -> None:
-    """For fewer than four outputs."""
+def split(x: Any) -> Any:
+    """[N, K]: of each row of x the inputs of even number, then those of odd number."""
+    halves = np.empty_like(x)
+    half = x.shape[1] // 2
     for row in range(x.shape[0]):
-        for output in range(weight.shape[0]):
-            total = bias[output] if bias.size else ZERO
-            for k in range(x.shape[1]):
-                total += x[row, k] * weight[output, k]
-            y[row, column + output] = total
+        numbers, even, odd = x[row], halves[row, :half], halves[row, half:]
+        for k in range(half):
+            even[k], odd[k] = numbers[2 * k], numbers[2 * k + 1]
+    return halves
 
 
 @compiled
-def multiply_blocks(x: Any, weight: Any, bias: Any, y: Any, column: int, first: int, last: int) -> None:
-    """Blocks first..last-1 of four outputs each."""
-    rows, outputs = x.shape[0], weight.shape[0]
-    if outputs < 4:
-        _multiply_few(x, weight, bias, y, column)
+def rounded(x: Any) -> Any:
+    """x [N, K] in bfloat16, the nearest there is, of two the even one: [N, K / 2] of int32, two numbers to a word."""
+    words = np.empty((x.shape[0], x.shape[1] // 2), dtype=np.int32)
+    numbers = words.view(np.int16)
+    for row in range(x.shape[0]):
+        to, own = numbers[row], x[row]
+        for k in range(own.size):
+            to[k] = to_bfloat16(own[k])
+    return words
+
+
+@compiled
+def _widen(weight: int, words: int, rows: int, wide: Any) -> None:
+    """So many rows of bfloat16 that begin at an address, as float32; what follows them is fetched meanwhile."""
+    numbers = numba.carray(int32_at(weight), (rows, words)).view(np.uint16)
+    for output in range(rows):
+        bits, to = numbers[output], wide[output]
+        for k in range(to.size):
+            to[k] = from_bits(np.int32(bits[k]) << _SHIFT)
+    end = weight + WORD * rows * words
+    for line in range(end, end + WORD * rows * words, LINE):
+        prefetch(line)
+
+
+@compiled
+def _few_outputs(
+    kind: int,
+    x: int,
+    x_stride: int,
+    rows: int,
+    odd: int,
+    weight: int,
+    words: int,
+    outputs: int,
+    bias: int,
+    y: int,
+    y_stride: int,
+) -> None:
+    """For fewer than a tile has."""
+    for row in range(rows):
+        for output in range(outputs):
+            own, added = x + row * x_stride, bias + WORD * output if bias else _NOTHING.ctypes.data
+            w, to = weight + WORD * words * output, y + row * y_stride + WORD * output
+            _one_output(kind, 1, own, x_stride, odd, w, WORD * words, words, 0, added, to, y_stride)
+
+
+@compiled
+def multiply_blocks(
+    kind: int,
+    x: int,
+    x_stride: int,
+    rows: int,
+    inputs: int,
+    weight: int,
+    words: int,
+    outputs: int,
+    bias: int,
+    y: int,
+    y_stride: int,
+    first: int,
+    last: int,
+) -> None:
+    """Blocks first..last-1 of four outputs each, or all outputs where there are fewer, as tiles.py has the kinds.
+
+    Places are addresses, strides in bytes. `inputs` and `words` are the 32-bit words of a row of x and of the weight;
+    `bias` is the place of as many numbers as outputs, or 0.
+    """
+    odd = WORD * inputs // 2
+    if outputs < OUTPUTS:
+        _few_outputs(kind, x, x_stride, rows, odd, weight, words, outputs, bias, y, y_stride)
         return
-    begin, size = weight.ctypes.data, 16 * x.shape[1]
+    wide = np.empty((OUTPUTS, inputs if kind == WIDENED and rows > FEW_ROWS else 0), dtype=np.float32)
     for top in range(0, rows, ROWS_AT_ONCE):
         bottom = min(rows, top + ROWS_AT_ONCE)
         for block in range(first, last):
             # The last block overlaps the one before it where the outputs are no multiple of four.
-            at = min(4 * block, outputs - 4)
-            # The next block's weights are fetched while this one's are multiplied.
-            ahead = begin + at * size // 4 + size
-            end = min(begin + 4 * weight.size, ahead + size)
-            four_outputs(x, top, bottom, weight, at, ahead, end, bias, at, y, column + at)
+            at = min(OUTPUTS * block, outputs - OUTPUTS)
+            added = bias + WORD * at if bias else _NOTHING.ctypes.data
+            one, w, size = kind, weight + at * WORD * words, words
+            if wide.size:
+                _widen(w, words, OUTPUTS, wide)
+                one, w, size = FLOAT32, wide.ctypes.data, inputs
+            w_stride, to = WORD * size, y + WORD * at
+            # Of the weights to come, two tiles fetch half each if there are two: none may only wait, or only multiply.
+            coming, half = w + BLOCKS_AHEAD * OUTPUTS * w_stride, OUTPUTS * w_stride // 2
+            for row in range(top, bottom, MOST_ROWS):
+                count, own, out = min(MOST_ROWS, bottom - row), x + row * x_stride, to + row * y_stride
+                if bottom - top <= MOST_ROWS:
+                    _tile_and_all(one, count, own, x_stride, odd, w, w_stride, size, coming, added, out, y_stride)
+                elif row < top + 2 * MOST_ROWS:
+                    _tile_and_half(one, count, own, x_stride, odd, w, w_stride, size, coming, added, out, y_stride)
+                    coming += half
+                else:
+                    _tile(one, count, own, x_stride, odd, w, w_stride, size, 0, added, out, y_stride)

@@ -6,20 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_core.models.kernels.compiling import ONE, ZERO, compiled, exp
+from rlhf_core.models.kernels.compiling import ONE, compiled_in_order, exp
+from rlhf_core.models.kernels.tiles import dot
 
 
-@compiled
+@compiled_in_order
 def _norm_row(x: Any, weight: Any, epsilon: Any, y: Any) -> None:
-    total = ZERO
-    for k in range(x.size):
-        total += x[k] * x[k]
-    inverse = ONE / np.sqrt(total / np.float32(x.size) + epsilon)
+    squares = dot(x.ctypes.data, x.ctypes.data, x.size)
+    inverse = ONE / np.sqrt(squares / np.float32(x.size) + epsilon)
     for k in range(x.size):
         y[k] = x[k] * inverse * weight[k]
 
 
-@compiled
+@compiled_in_order
 def add_norm(x: Any, more: Any, weight: Any, epsilon: Any, y: Any) -> None:
     """x += more, and y the norm of that; all [N, K]."""
     for row in range(x.shape[0]):
@@ -29,7 +28,7 @@ def add_norm(x: Any, more: Any, weight: Any, epsilon: Any, y: Any) -> None:
         _norm_row(own, weight, epsilon, y[row])
 
 
-@compiled
+@compiled_in_order
 def norm_heads(qkv: Any, first: int, last: int, weight: Any, epsilon: Any) -> None:
     """The norm of each of the heads first..last-1 of qkv [N, H + 2 H_kv, D], in place."""
     for row in range(qkv.shape[0]):
@@ -37,11 +36,11 @@ def norm_heads(qkv: Any, first: int, last: int, weight: Any, epsilon: Any) -> No
             _norm_row(qkv[row, head], weight, epsilon, qkv[row, head])
 
 
-@compiled
-def gate(both: Any, y: Any) -> None:
-    """y [N, M] = silu(gate) * up of both [N, 2 M] (SwiGLU, Shazeer 2002.05202)."""
+@compiled_in_order
+def gate_rows(both: Any, y: Any, first: int, last: int) -> None:
+    """The rows first..last-1 of what `gate` makes."""
     size = y.shape[1]
-    for row in range(y.shape[0]):
+    for row in range(first, last):
         gate, up, out = both[row, :size], both[row, size:], y[row]
         for k in range(size):
             out[k] = gate[k] / (ONE + exp(-gate[k])) * up[k]

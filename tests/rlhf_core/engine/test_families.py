@@ -16,6 +16,7 @@ from rlhf_core.models.compiled import CompiledForward
 from rlhf_core.models.forward import PlainForward
 from rlhf_core.models.fused import FUSED, FusedForward
 from rlhf_core.models.load import LoadedPolicy, load_policy
+from rlhf_core.models.placement import Precision
 from tests.needs import needs_cuda
 from tests.rlhf_core.engine.generation import alone, engine, plain_logits, play, prompt, request
 from tests.rlhf_core.families import FAMILIES, FUSED_FAMILIES, WINDOW, make_family
@@ -126,6 +127,26 @@ def test_in_bfloat16_the_engine_is_as_close_to_float32_as_the_model_itself(
     # Measured: 0.01 to 0.05 nats per token from float32, 0.13 for a mixture of experts; the engine adds nothing.
     assert 0 < (stored - wanted).abs().mean() < TOLERANCE[torch.bfloat16]
     assert (stored - wanted).abs().mean() < 1.25 * (own - wanted).abs().mean() + 0.01
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", FUSED_FAMILIES)
+def test_by_kernels_a_sampled_answer_is_the_same_to_the_bit_whatever_stands_beside_it(
+    name: str, dtype: Precision, make_tiny_model: MakeTinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    directory = make_family(make_tiny_model, tmp_path, FAMILIES[name](), seed=5)
+    policy = load_policy(directory, dtype=dtype, frozen=True)
+    dice = random.Random(4)
+    requests = [
+        request(f"r{i}", prompt(dice, 60), temperature=1.0, seed=i, max_tokens=dice.randint(1, 40)) for i in range(16)
+    ]
+    crowded = play(engine(policy, max_prefill_tokens=16), requests, dice)
+    assert len(crowded) > 8
+    for sequence in crowded:
+        (alone,) = engine(policy).generate([sequence.request])
+        assert sequence.token_ids == alone.token_ids[: len(sequence.token_ids)]
+        assert sequence.logprobs == alone.logprobs[: len(sequence.logprobs)]
 
 
 @needs_cuda

@@ -115,7 +115,7 @@ def test_what_leaves_one_product_is_attended_to_as_queries_keys_and_values_apart
     with torch.inference_mode():
         expected = one.attend(0, *parts, 0.3, window)
         attended = other.attend_joined(
-            0, qkv.numpy(), heads, np.float32(0.3), rotation=rotation, window=window, crew=muster()
+            0, qkv.numpy(), heads, np.float32(0.3), rotation=rotation, window=window, kept=torch.float32, crew=muster()
         )
     assert attended == pytest.approx(expected[0].numpy(), abs=1e-5)
     for slot, length in enumerate((*lengths, 20, 65)):

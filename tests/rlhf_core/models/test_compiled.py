@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from rlhf_core.engine.cache import SlotCache
-from rlhf_core.engine.reading import FEW_TOKENS, SlotSpan, SlotStep
+from rlhf_core.engine.reading import SlotSpan, SlotStep
 from rlhf_core.models.compiled import CompiledForward
 from rlhf_core.models.forward import Forward, PlainForward, make_forward
 from rlhf_core.models.fused import FusedForward
@@ -155,7 +155,7 @@ def test_more_rows_than_are_multiplied_at_once_are_computed_too(name: str, froze
         forwards = tuple(forward.adapted(make_adapter(model)) for forward in forwards)
     plays = [Play(forward) for forward in forwards]
     # All rows of the longer step go through the head as well; the one after it decodes behind what it stored.
-    many, more = ROWS_AT_ONCE + 21, FEW_TOKENS + 1
+    many, more = ROWS_AT_ONCE + 21, 65
     for lengths, spans in (([], [(0, 0, many)]), ([many + 1], [(1, 0, more)]), ([many + 2, more + 1], [])):
         assert_same(*([play.step(lengths, spans)] for play in plays))
 
@@ -182,13 +182,17 @@ def test_joined_weights_lie_where_the_modules_own_do() -> None:
     assert_same([after], [Play(FusedForward(model, max_context=CONTEXT, frozen=False)).step([], [(0, 0, 5)])])
 
 
-def test_a_cpu_in_float32_is_served_by_it_and_nothing_else_is() -> None:
+def test_a_cpu_is_served_by_it_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("llama")
     served = make_forward(model, max_context=CONTEXT, frozen=False)
     assert isinstance(served, CompiledForward)
     # Its steps are one kernel an operation already, and what a recording replays are tensors.
     assert not served.recordable
-    assert isinstance(make_forward(model.bfloat16(), max_context=CONTEXT, frozen=True), FusedForward)
+    assert isinstance(make_forward(model.bfloat16(), max_context=CONTEXT, frozen=True), CompiledForward)
+    # A processor with tiles for bfloat16 multiplies many rows by them, and torch knows how.
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert isinstance(make_forward(model, max_context=CONTEXT, frozen=True), FusedForward)
+    assert isinstance(make_forward(model.float(), max_context=CONTEXT, frozen=True), CompiledForward)
     other = transformers.AutoModelForCausalLM.from_config(FAMILIES["gpt2"](), dtype=torch.float32)
     assert isinstance(make_forward(other, max_context=CONTEXT, frozen=True), PlainForward)
 

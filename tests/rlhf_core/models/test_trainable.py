@@ -127,7 +127,7 @@ def gap_of_engine_and_trainer(trainee: Trainable, compute: Compute) -> float:
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize(("compute", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])
+@pytest.mark.parametrize(("compute", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.3)])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
 def test_samples_come_from_the_weights_as_they_learned(
     family: str,

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from rlhf_core.models import kernels
+from rlhf_core.models.kernels import vectors
 from tests.rlhf_core.models.kernels.arrays import ALONE, NOTHING, array, close, noise
 
 
@@ -37,4 +43,27 @@ def test_a_row_is_multiplied_alike_whatever_stands_beside_it() -> None:
     alone, crowded = np.empty((1, 64), dtype=np.float32), np.empty((5, 64), dtype=np.float32)
     kernels.multiply(x, weight, NOTHING, alone, 0, ALONE)
     kernels.multiply(np.concatenate([noise(3, 37, seed=2), x, x]), weight, NOTHING, crowded, 0, ALONE)
-    assert crowded[3:] == close(np.repeat(alone, 2, axis=0), 1e-6)
+    assert np.array_equal(crowded[3:], np.repeat(alone, 2, axis=0))
+
+
+def test_what_is_compiled_for_a_processor_without_wide_vectors_multiplies_as_well() -> None:
+    # The code depends on the processor when it is first imported, so another process says that it has another one.
+    features = ("sse4.2", "avx", "avx2", "fma", "f16c", "bmi", "bmi2")
+    missing = [name for name in features if not vectors.has_feature(name)]
+    if missing:
+        pytest.skip(f"this processor has no {missing[0]}")
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": ",".join(f"+{name}" for name in features),
+    }
+    script = """if True:
+        import sys, pytest
+        from rlhf_core.models.kernels import vectors
+        assert not vectors.WIDE and not vectors.MULTIPLIES_BFLOAT16
+        sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "not compiled_for", *sys.argv[1:]]))
+    """
+    place = Path(__file__).parent
+    tests = [str(place / f"test_{name}.py") for name in ("products", "products_bfloat16", "attention")]
+    done = subprocess.run([sys.executable, "-c", script, *tests], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -10,12 +10,12 @@ import torch
 from torch.nn.functional import rms_norm, silu
 
 from rlhf_core.models import kernels
-from tests.rlhf_core.models.kernels.arrays import array, close, noise
+from tests.rlhf_core.models.kernels.arrays import ALONE, array, close, noise
 
 
 def test_a_gate_is_silu_times_what_it_lets_through() -> None:
     y = np.empty((1, 3), dtype=np.float32)
-    kernels.gate(array([0.0, math.log(3), -math.log(3), 5.0, 2.0, 4.0]), y)
+    kernels.gate(array([0.0, math.log(3), -math.log(3), 5.0, 2.0, 4.0]), y, ALONE)
     # sigmoid(ln 3) = 3 / 4 and sigmoid(-ln 3) = 1 / 4: 2 * 3/4 ln 3, and 4 * -1/4 ln 3.
     assert y[0] == close(np.array([0.0, 1.5 * math.log(3), -math.log(3)]), 1e-6)
 
@@ -25,7 +25,7 @@ def test_gates_are_torchs(rows: int, size: int) -> None:
     both = noise(rows, 2 * size) * 8
     both[:, 0] = [200.0, -200.0, 90.0, -90.0, -87.0][:rows]
     y = np.empty((rows, size), dtype=np.float32)
-    kernels.gate(both, y)
+    kernels.gate(both, y, ALONE)
     gates, ups = torch.from_numpy(both).chunk(2, dim=-1)
     assert y == close((silu(gates) * ups).numpy(), 1e-6)
 

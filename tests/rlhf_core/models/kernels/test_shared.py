@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_core.models import kernels
 from rlhf_core.models.kernels.crew import Crew, Words
-from rlhf_core.models.kernels.shared import COUNT, DONE, LAST_TURN, TICKET
+from rlhf_core.models.kernels.words import COUNT, DONE, LAST_TURN, TICKET
 from tests.rlhf_core.models.kernels.arrays import ALONE, NOTHING, bfloat16, noise
 
 
@@ -20,9 +20,10 @@ def test_two_threads_multiply_exactly_as_one_does(rows: int, outputs: int, crews
     kernels.multiply(x, weight, bias, two, 0, crews[2])
     assert np.array_equal(one, two)
     words, _ = bfloat16(weight)
-    kernels.multiply_bfloat16(x, words, bias, one, 0, ALONE)
-    kernels.multiply_bfloat16(x, words, bias, two, 0, crews[2])
-    assert np.array_equal(one, two)
+    for multiply in (kernels.multiply_widened, kernels.multiply_bfloat16):
+        multiply(x, words, bias, one, 0, ALONE)
+        multiply(x, words, bias, two, 0, crews[2])
+        assert np.array_equal(one, two)
 
 
 def test_a_late_helper_takes_nothing_of_a_task_that_is_not_yet_published() -> None:
