@@ -28,10 +28,11 @@ def main() -> None:
 
 
 def _what_the_desk_does_without() -> None:
-    """Weights in bfloat16, and norms of single heads."""
+    """Weights in bfloat16, adapters, and norms of single heads."""
     x, y = np.ones((1, 4), dtype=np.float32), np.empty((1, 4), dtype=np.float32)
     for multiply in (kernels.multiply_widened, kernels.multiply_bfloat16):
         multiply(x, np.zeros((4, 2), dtype=np.int32), y[0], y, 0, muster())
+    kernels.add_low_rank(x, x, x, y, muster())
     kernels.norm_heads(x[None], 0, 1, x[0], np.float32(1e-6))
 
 

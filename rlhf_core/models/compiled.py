@@ -35,6 +35,20 @@ _NONE: Final[Array] = np.zeros(0, dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
+class Term:
+    """An adapter's term as the kernel has it."""
+
+    down: Array
+    """[R, K]"""
+    up: Array
+    """[R, M]"""
+
+    @classmethod
+    def of(cls, term: LowRank) -> Term:
+        return cls(*(part.detach().float().contiguous().numpy() for part in (term.down.t(), term.up)))
+
+
+@dataclass(frozen=True, eq=False)
 class Product:
     """One product for modules that share their input, and an adapter's term where there is one."""
 
@@ -46,7 +60,7 @@ class Product:
     """(name, out features) of each module, in the order of the output."""
     rounds: bool = False
     """Inputs are rounded to bfloat16 where weights are held in it, instead of these being widened."""
-    term: LowRank | None = None
+    term: Term | None = None
 
     @classmethod
     def of(cls, parent: Any, path: str, names: Sequence[str], *, frozen: bool, rounds: bool) -> Product:
@@ -69,7 +83,7 @@ class Product:
             multiply(x, weight, bias, y, column, crew)
             column += weight.shape[0]
         if self.term is not None:
-            torch.from_numpy(y).addmm_(torch.from_numpy(x) @ self.term.down, self.term.up)
+            kernels.add_low_rank(x, self.term.down, self.term.up, y, crew)
         return y
 
     @property
@@ -79,7 +93,7 @@ class Product:
     def adapted(self, adapter: Adapter) -> Product:
         """The same weights beside an adapter's term."""
         term = adapter.joined(self.modules)
-        return replace(self, term=term and LowRank(term.down.float(), term.up.float()))
+        return replace(self, term=None if term is None else Term.of(term))
 
 
 def _weight(parameter: Tensor) -> Weight:

@@ -18,6 +18,7 @@ from rlhf_core.models.kernels.parts import part_doer
 from rlhf_core.models.kernels.rows import add_norm, norm_heads
 from rlhf_core.models.kernels.shared import (
     AWAKE,
+    add_low_rank,
     attend,
     attend_span,
     draw,
@@ -38,6 +39,7 @@ __all__ = [
     "HANDS",
     "LEFT_OUT",
     "WORDS",
+    "add_low_rank",
     "add_norm",
     "attend",
     "attend_alike",

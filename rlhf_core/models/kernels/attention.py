@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import numba
 import numpy as np
 
 from rlhf_core.models.kernels.compiling import LOWEST, ONE, ZERO, compiled, exp
-from rlhf_core.models.kernels.intrinsics import to_bfloat16
+from rlhf_core.models.kernels.intrinsics import float32_at, to_bfloat16
 from rlhf_core.models.kernels.products import multiply_blocks, rounded
 from rlhf_core.models.kernels.tiles import BFLOAT16
 from rlhf_core.models.kernels.weighing import weigh
@@ -103,6 +104,8 @@ def _weigh(kind: int, shares: Any, values: Any, size: int, y: int, stride: int) 
     """Rows of `size` numbers, `stride` bytes apart from an address on, become shares [G, L] @ values [L, words]."""
     rows, length = shares.shape
     step = 4 * values.shape[1]
+    for row in range(rows):
+        numba.carray(float32_at(y + row * stride), (size,))[:] = ZERO
     weigh(kind, shares.ctypes.data, 4 * length, values.ctypes.data, step, length, rows, size, y, stride)
 
 

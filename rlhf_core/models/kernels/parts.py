@@ -15,8 +15,10 @@ from rlhf_core.models.kernels.draws import draw_row
 from rlhf_core.models.kernels.intrinsics import float32_at, float64_at, from_bits, int32_at, int64_at
 from rlhf_core.models.kernels.products import multiply_blocks
 from rlhf_core.models.kernels.rows import gate_rows
-from rlhf_core.models.kernels.tiles import BFLOAT16
-from rlhf_core.models.kernels.words import ATTEND, ATTEND_SPAN, COUNT, GATE, MULTIPLY, TASK, WORDS
+from rlhf_core.models.kernels.tiles import BFLOAT16, FLOAT32
+from rlhf_core.models.kernels.vectors import WORD
+from rlhf_core.models.kernels.weighing import COLUMNS, weigh
+from rlhf_core.models.kernels.words import ADD_WEIGHED, ATTEND, ATTEND_SPAN, COUNT, GATE, MULTIPLY, TASK, WORDS
 
 
 @compiled
@@ -37,6 +39,23 @@ def _multiply_part(crew: Any, part: int) -> None:
         part * blocks // parts,
         (part + 1) * blocks // parts,
     )
+
+
+@compiled
+def _add_weighed_part(crew: Any, part: int) -> None:
+    shares, rows, rank, values, size, y, parts = (
+        crew[TASK + 1],
+        crew[TASK + 2],
+        crew[TASK + 3],
+        crew[TASK + 4],
+        crew[TASK + 5],
+        crew[TASK + 6],
+        crew[COUNT],
+    )
+    pieces = (size + COLUMNS - 1) // COLUMNS
+    first, last = part * pieces // parts * COLUMNS, min(size, (part + 1) * pieces // parts * COLUMNS)
+    stride, at = WORD * size, WORD * first
+    weigh(FLOAT32, shares, WORD * rank, values + at, stride, rank, rows, last - first, y + at, stride)
 
 
 @compiled
@@ -112,6 +131,8 @@ def _draw_part(crew: Any, part: int) -> None:
 def _do_part(crew: Any, part: int) -> None:
     if crew[TASK] == MULTIPLY:
         _multiply_part(crew, part)
+    elif crew[TASK] == ADD_WEIGHED:
+        _add_weighed_part(crew, part)
     elif crew[TASK] == GATE:
         _gate_part(crew, part)
     elif crew[TASK] == ATTEND:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import numpy as np
+
 from rlhf_core.models.kernels.attention import SPAN_ROWS
 from rlhf_core.models.kernels.compiling import compiled
 from rlhf_core.models.kernels.intrinsics import (
@@ -22,7 +24,9 @@ from rlhf_core.models.kernels.intrinsics import (
 )
 from rlhf_core.models.kernels.products import FEW_ROWS, rounded, split
 from rlhf_core.models.kernels.tiles import BFLOAT16, FLOAT32, OUTPUTS, WIDENED
+from rlhf_core.models.kernels.weighing import COLUMNS
 from rlhf_core.models.kernels.words import (
+    ADD_WEIGHED,
     ATTEND,
     ATTEND_SPAN,
     COUNT,
@@ -150,6 +154,23 @@ def multiply_widened(x: Any, weight: Any, bias: Any, y: Any, column: int, crew: 
 def multiply_bfloat16(x: Any, weight: Any, bias: Any, y: Any, column: int, crew: Any) -> None:
     """The same with inputs rounded to bfloat16, as a processor that has it multiplies it; sums are in float32."""
     _multiply(BFLOAT16, rounded(x), weight, bias, y, column, crew)
+
+
+@compiled
+def _add_weighed(shares: Any, values: Any, y: Any, crew: Any) -> None:
+    """y [N, M] += shares [N, R] @ values [R, M]."""
+    crew[TASK], crew[TASK + 1] = ADD_WEIGHED, shares.ctypes.data
+    crew[TASK + 2], crew[TASK + 3] = shares.shape
+    crew[TASK + 4], crew[TASK + 5], crew[TASK + 6] = values.ctypes.data, values.shape[1], y.ctypes.data
+    _share(crew, shares.size * values.shape[1], (values.shape[1] + COLUMNS - 1) // COLUMNS)
+
+
+@compiled
+def add_low_rank(x: Any, down: Any, up: Any, y: Any, crew: Any) -> None:
+    """y [N, M] += x [N, K] @ down [R, K]^T @ up [R, M]: LoRA's term (Hu et al. 2106.09685)."""
+    narrow = np.empty((x.shape[0], down.shape[0]), dtype=np.float32)
+    _multiply(FLOAT32, x, down, narrow[0, :0], narrow, 0, crew)
+    _add_weighed(narrow, up, y, crew)
 
 
 @compiled

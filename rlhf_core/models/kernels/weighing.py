@@ -1,4 +1,4 @@
-"""Sums of rows, each with a weight: what attention makes of values, a tile at a time."""
+"""Sums of rows, each with a weight: what attention makes of values, and an adapter of what it narrowed, by tiles."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from numba.extending import intrinsic
 
 from rlhf_core.models.kernels.compiling import compiled
 from rlhf_core.models.kernels.tiles import BFLOAT16, FLOAT32
-from rlhf_core.models.kernels.vectors import FLOAT, HALF, LANES, NUMBERS, PLACE, WIDE, WORD, Writer
+from rlhf_core.models.kernels.vectors import FLOAT, HALF, LANES, PLACE, WIDE, WORD, Writer
 
 _VECTORS: Final = 4
 """Of a tile; four rows of them are as many sums as there are registers for."""
 _ROWS: Final = 4 if WIDE else 2
+COLUMNS: Final = LANES * _VECTORS
+"""Of a tile."""
 
 
 def _make_tile(vectors: int, *, part: bool) -> Any:
-    """A function (kind, rows, shares, shares_stride, values, values_stride, count, size, y, y_stride): y[row] becomes
-    the sum over `count` values of shares[row, value] times that value, of which it takes so many vectors; with `part`
-    one vector, of which there are the first `size` lanes. Addresses and strides are in bytes."""
+    """A function (kind, rows, shares, shares_stride, values, values_stride, count, size, y, y_stride): to y[row] is
+    added the sum over `count` values of shares[row, value] times that value, of which it takes so many vectors; with
+    `part` one vector, of which there are the first `size` lanes. Addresses and strides are in bytes."""
 
     @intrinsic
     def tile(
@@ -61,12 +63,15 @@ def _make_tile(vectors: int, *, part: bool) -> Any:
                 return found
 
             def weigh_rows(kind: int, rows: int) -> None:
-                nothing = [ir.Constant(NUMBERS, None)] * (rows * vectors)
-                totals = write.loop(ir.Constant(PLACE, 0), count, 1, nothing, partial(add, kind, rows))
-                for index, total in enumerate(totals):
-                    row, vector = divmod(index, vectors)
-                    to = builder.add(write.place(y, y_stride, row), ir.Constant(PLACE, vector * LANES * WORD))
-                    write.store(total, to, mask)
+                places = [
+                    builder.add(write.place(y, y_stride, row), ir.Constant(PLACE, vector * LANES * WORD))
+                    for row in range(rows)
+                    for vector in range(vectors)
+                ]
+                before = [write.load(place, mask=mask) for place in places]
+                totals = write.loop(ir.Constant(PLACE, 0), count, 1, before, partial(add, kind, rows))
+                for place, total in zip(places, totals, strict=True):
+                    write.store(total, place, mask)
 
             def of_kind(kind: int) -> None:
                 write.one_of(rows, {each: partial(weigh_rows, kind, each) for each in range(1, _ROWS + 1)})
@@ -96,9 +101,9 @@ def weigh(
     y: int,
     y_stride: int,
 ) -> None:
-    """y [rows, D] = shares [rows, count] @ values [count, D], the values in float32 or in bfloat16, as the kind says.
+    """y [rows, D] += shares [rows, count] @ values [count, D], the values in float32 or in bfloat16, as the kind says.
     Places are addresses, strides in bytes; `size` is D."""
-    wide, each = LANES * _VECTORS, HALF if kind == BFLOAT16 else WORD
+    wide, each = COLUMNS, HALF if kind == BFLOAT16 else WORD
     for row in range(0, rows, _ROWS):
         together, at = min(_ROWS, rows - row), 0
         own, to = shares + row * shares_stride, y + row * y_stride

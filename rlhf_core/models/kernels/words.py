@@ -19,4 +19,4 @@ TASK: Final = 25
 DOER: Final = 56
 """The address of what does a part: `part_doer()`."""
 WORDS: Final = 64
-MULTIPLY, GATE, ATTEND, ATTEND_SPAN, DRAW = 1, 2, 3, 4, 5
+MULTIPLY, ADD_WEIGHED, GATE, ATTEND, ATTEND_SPAN, DRAW = 1, 2, 3, 4, 5, 6
