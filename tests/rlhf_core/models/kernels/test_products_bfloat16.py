@@ -11,18 +11,21 @@ from rlhf_core.models.kernels.products import FEW_ROWS, rounded
 from tests.rlhf_core.models.kernels.arrays import ALONE, NOTHING, array, bfloat16, close, noise
 
 
+@pytest.mark.parametrize("rounds", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("outputs", [1, 3, 4, 5, 7, 64, 513])
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 64, 65, 129])
 @pytest.mark.parametrize("inputs", [2, 38, 64, 200])
 def test_weights_in_bfloat16_are_multiplied_as_the_numbers_that_they_are(
-    inputs: int, rows: int, outputs: int, bias: bool
+    inputs: int, rows: int, outputs: int, bias: bool, rounds: bool
 ) -> None:
     x, (words, weight) = noise(rows, inputs), bfloat16(noise(outputs, inputs, seed=1))
     added = noise(outputs, seed=2) if bias else NOTHING
     y = np.full((rows, outputs + 5), 7.0, dtype=np.float32)
-    kernels.multiply_widened(x, words, added, y, 2, ALONE)
-    expected = x.astype(np.float64) @ weight.T.astype(np.float64) + (added if bias else 0.0)
+    multiply = kernels.multiply_bfloat16 if rounds else kernels.multiply_widened
+    multiply(x, words, added, y, 2, ALONE)
+    read = bfloat16(x)[1] if rounds else x
+    expected = read.astype(np.float64) @ weight.T.astype(np.float64) + (added if bias else 0.0)
     assert y[:, 2:-3] == close(expected)
     assert (y[:, :2] == 7).all()
     assert (y[:, -3:] == 7).all()
@@ -39,23 +42,6 @@ def test_numbers_of_every_kind_keep_their_value_when_widened() -> None:
             y = np.empty((rows, 8), dtype=np.float32)
             kernels.multiply_widened(np.repeat(row, rows, axis=0), words, NOTHING, y, 0, ALONE)
             assert (y == expected[:, column]).all()
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("outputs", [1, 3, 4, 5, 7, 64, 513])
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 64, 65, 129])
-@pytest.mark.parametrize("inputs", [2, 38, 64, 200])
-def test_products_in_bfloat16_are_those_of_rounded_rows_added_up_in_float32(
-    inputs: int, rows: int, outputs: int, bias: bool
-) -> None:
-    x, (words, weight) = noise(rows, inputs), bfloat16(noise(outputs, inputs, seed=1))
-    added = noise(outputs, seed=2) if bias else NOTHING
-    y = np.full((rows, outputs + 5), 7.0, dtype=np.float32)
-    kernels.multiply_bfloat16(x, words, added, y, 2, ALONE)
-    expected = bfloat16(x)[1].astype(np.float64) @ weight.T.astype(np.float64) + (added if bias else 0.0)
-    assert y[:, 2:-3] == close(expected)
-    assert (y[:, :2] == 7).all()
-    assert (y[:, -3:] == 7).all()
 
 
 def test_a_row_in_bfloat16_is_multiplied_alike_whatever_stands_beside_it() -> None:
