@@ -79,7 +79,8 @@ def write_out(
     compute = compute or model.dtype
     if type(model).__name__ not in FUSED:
         return None
-    if kernels and has_kernels(model, compute):
+    # Weights that learn are followed where they lie; of those in bfloat16 kernels make copies in part.
+    if kernels and has_kernels(model, compute) and (frozen or model.dtype == torch.float32):
         # Here, because a process that does without kernels does without their compiler too.
         from rlhf_core.models.compiled import CompiledForward
 

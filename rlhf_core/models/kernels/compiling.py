@@ -15,11 +15,12 @@ from rlhf_core.models.kernels.intrinsics import from_bits
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-IN_ORDER: Final = {"contract", "nsz", "arcp"}
+IN_ORDER: Final = {"contract", "nsz"}
 """What the compiler may do to sums and products: fuse them. It may not assume that numbers are finite."""
-FLAGS: Final = IN_ORDER | {"reassoc"}
-"""Reorder them, too. Of a loop over several arrays it makes two, one for arrays that lie far enough apart in memory,
-and orders each as it likes: where a number must be the same to the bit wherever it lies, this is for sums over one."""
+FLAGS: Final = IN_ORDER | {"reassoc", "arcp"}
+"""Reorder them, too, and divide by multiplying. Of a loop over several arrays the compiler makes two, one for arrays
+that lie far enough apart in memory, and orders each as it likes: where a number must be the same to the bit wherever it
+lies, this is for loops over one."""
 
 _OPTIONS: Final[dict[str, Any]] = {"nogil": True, "error_model": "numpy"}
 _CALLBACKS: Final[list[Any]] = []

@@ -45,11 +45,13 @@ def draw_row(logits: Any, temperature: Any, uniform: float) -> Any:
         return -1, ZERO
     shares = np.empty(size, dtype=np.float32)
     sums = np.empty((size + BLOCK - 1) // BLOCK, dtype=np.float64)
+    for token in range(size):
+        shares[token] = exp((logits[token] - most) * inverse)
     total = 0.0
+    # In a loop over one array alone: see FLAGS in compiling.py.
     for block in range(sums.size):
         part = ZERO
         for token in range(block * BLOCK, min(size, (block + 1) * BLOCK)):
-            shares[token] = exp((logits[token] - most) * inverse)
             part += shares[token]
         sums[block] = part
         total += sums[block]

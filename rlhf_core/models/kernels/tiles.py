@@ -135,7 +135,7 @@ class _Tile:
         for row in range(len(self._xs)):
             vector, lane = divmod(row * outputs, sums[0].type.count)
             own = write.shuffled(sums[vector], sums[vector], range(lane, lane + outputs))
-            write.store(write.builder.fadd(own, added), write.place(y, y_stride, row))
+            write.store(write.add(own, added), write.place(y, y_stride, row))
 
     def _step(self, at: Any, totals: Sequence[Any], mask: Any) -> list[Any]:
         """With the products of one vector of inputs added."""
@@ -187,4 +187,4 @@ class _Tile:
         starts = range(0, len(couple) * one.type.count, group)
         low = [start + lane for start in starts for lane in range(group // 2)]
         high = [lane + group // 2 for lane in low]
-        return self._write.builder.fadd(*(self._write.shuffled(one, other, lanes) for lanes in (low, high)))
+        return self._write.add(*(self._write.shuffled(one, other, lanes) for lanes in (low, high)))

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import numba
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
+from numba.core.codegen import get_host_cpu_features
 
 
 def has_feature(name: str) -> bool:
     """Whether the processor that is compiled for has it; numba may have been told of another than this one."""
     told: str | None = numba.config.CPU_FEATURES
-    return bool(get_host_cpu_features().get(name)) if told is None else f"+{name}" in told.split(",")
+    return f"+{name}" in (get_host_cpu_features() if told is None else told).split(",")
 
 
 WIDE: Final = has_feature("avx512f")
@@ -91,6 +91,10 @@ class Writer:
         """The mask of the first lanes, so many of them."""
         numbers = ir.Constant(WORDS, list(range(LANES)))
         return self.builder.icmp_signed("<", numbers, self.everywhere(self.builder.trunc(count, INT)))
+
+    def add(self, one: Any, other: Any) -> Any:
+        # With flags of its own: a sum without any is given those of the function around it, reordering among them.
+        return self.builder.fadd(one, other, flags=("nsz",))
 
     def add_product(self, total: Any, one: Any, other: Any) -> Any:
         function = self._function(f"llvm.fmuladd.v{LANES}f32", NUMBERS, [NUMBERS] * 3)

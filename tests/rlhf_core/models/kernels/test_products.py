@@ -39,11 +39,13 @@ def test_products_are_torchs_and_leave_other_columns_alone(rows: int, outputs: i
 
 
 def test_a_row_is_multiplied_alike_whatever_stands_beside_it() -> None:
-    x, weight = noise(1, 37), noise(64, 37, seed=1)
-    alone, crowded = np.empty((1, 64), dtype=np.float32), np.empty((5, 64), dtype=np.float32)
-    kernels.multiply(x, weight, NOTHING, alone, 0, ALONE)
-    kernels.multiply(np.concatenate([noise(3, 37, seed=2), x, x]), weight, NOTHING, crowded, 0, ALONE)
-    assert np.array_equal(crowded[3:], np.repeat(alone, 2, axis=0))
+    x, weight, bias = noise(1, 37), noise(64, 37, seed=1), noise(64, seed=2)
+    alone = np.empty((1, 64), dtype=np.float32)
+    kernels.multiply(x, weight, bias, alone, 0, ALONE)
+    for rows in (2, 3, 4, 5, 70):
+        crowded = np.empty((rows, 64), dtype=np.float32)
+        kernels.multiply(np.repeat(x, rows, axis=0), weight, bias, crowded, 0, ALONE)
+        assert np.array_equal(crowded, np.repeat(alone, rows, axis=0))
 
 
 def test_what_is_compiled_for_a_processor_without_wide_vectors_multiplies_as_well() -> None:
