@@ -1,4 +1,4 @@
-"""Compiles the kernels before anybody waits for them: once for an installation, some half a minute.
+"""Compiles the kernels before anybody waits for them: once for an installation, less than a minute.
 
 A program that finds them on disk reads them in half a second; without this, the first server to start would compile
 them while it starts.

@@ -79,8 +79,7 @@ def write_out(
     compute = compute or model.dtype
     if type(model).__name__ not in FUSED:
         return None
-    # Weights that learn are followed where they lie; of those in bfloat16 kernels make copies in part.
-    if kernels and has_kernels(model, compute) and (frozen or model.dtype == torch.float32):
+    if kernels and _has_kernels(model, compute, frozen=frozen):
         # Here, because a process that does without kernels does without their compiler too.
         from rlhf_core.models.compiled import CompiledForward
 
@@ -89,9 +88,10 @@ def write_out(
     return FusedForward(model, max_context=max_context, frozen=frozen, pack=pack, compute=other)
 
 
-def has_kernels(model: Any, dtype: torch.dtype) -> bool:
-    """Whether there are kernels (models/kernels/) where the model is that multiply its weights in this type."""
-    held = dtype in (torch.float32, model.dtype)
+def _has_kernels(model: Any, dtype: torch.dtype, *, frozen: bool) -> bool:
+    """Whether kernels (models/kernels/) multiply the model's weights in this type: those of float32 where they lie, in
+    which they may learn; those of bfloat16, of which they copy what is no product's, only frozen."""
+    held = dtype == torch.float32 if model.dtype == torch.float32 else frozen
     return held and computed_by_kernels(type(model).__name__, dtype, model.device)
 
 

@@ -11,7 +11,8 @@ import gc
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import transformers
@@ -38,10 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     print(describe_machine())
-    _hear_at_once()
     try:
         for name in options.model or ("desk", "shape"):
-            with tempfile.TemporaryDirectory(prefix="attune-bench-") as place:
+            with tempfile.TemporaryDirectory(prefix="attune-bench-") as place, hearing_at_once():
                 bench(name, Path(place), options)
     except AttuneError as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -72,11 +72,18 @@ def bench(name: str, place: Path, options: argparse.Namespace) -> None:
     print(f"\n({name}: {time.monotonic() - started:.0f} s)", flush=True)
 
 
-def _hear_at_once() -> None:
+@contextmanager
+def hearing_at_once() -> Iterator[None]:
     """What holds this process up would look like a server's silence: its garbage is looked for between measurements
     alone, a fifth of a second each time, and a thread that publishes gives way to the one that listens."""
+    before = sys.getswitchinterval()
     gc.disable()
     sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+        gc.enable()
 
 
 def describe(model: BenchModel) -> str:

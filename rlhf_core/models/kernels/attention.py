@@ -14,6 +14,7 @@ import numpy as np
 from rlhf_core.models.kernels.compiling import LOWEST, ONE, ZERO, compiled, exp
 from rlhf_core.models.kernels.intrinsics import float32_at, to_bfloat16
 from rlhf_core.models.kernels.products import multiply_blocks, rounded
+from rlhf_core.models.kernels.sums import total
 from rlhf_core.models.kernels.tiles import BFLOAT16
 from rlhf_core.models.kernels.weighing import weigh
 
@@ -81,11 +82,9 @@ def _soften(scores: Any, scaling: Any) -> None:
     for at in range(scores.size):
         scores[at] *= scaling
         most = max(most, scores[at])
-    total = ZERO
     for at in range(scores.size):
         scores[at] = exp(scores[at] - most)
-        total += scores[at]
-    share = ONE / total
+    share = ONE / total(scores.ctypes.data, scores.size)
     for at in range(scores.size):
         scores[at] *= share
 

@@ -15,15 +15,14 @@ from rlhf_core.models.kernels.intrinsics import from_bits
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-IN_ORDER: Final = {"contract", "nsz"}
-"""What the compiler may do to sums and products: fuse them. It may not assume that numbers are finite."""
-FLAGS: Final = IN_ORDER | {"reassoc", "arcp"}
-"""Reorder them, too, and divide by multiplying. Of a loop over several arrays the compiler makes two, one for arrays
-that lie far enough apart in memory, and orders each as it likes: where a number must be the same to the bit wherever it
-lies, this is for loops over one."""
+FLAGS: Final = {"contract", "nsz"}
+"""What the compiler may do to sums and products: fuse them. It may not assume that numbers are finite, and not reorder
+them: of a loop it makes two, one for arrays that lie far enough apart in memory, and would order each as it likes. Sums
+along a row are of sums.py."""
 
-_OPTIONS: Final[dict[str, Any]] = {"nogil": True, "error_model": "numpy"}
+_OPTIONS: Final[dict[str, Any]] = {"fastmath": FLAGS, "nogil": True, "error_model": "numpy"}
 _CALLBACKS: Final[list[Any]] = []
+"""What holds their code."""
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 LOWEST = np.float32(-np.inf)
@@ -47,21 +46,12 @@ def _keep_by_content() -> None:
 
 def compiled(function: Function) -> Function:
     """The function as machine code; kept on disk where there is a place for it."""
-    return _compiled(function, FLAGS)
-
-
-def compiled_in_order(function: Function) -> Function:
-    """The same, and its sums and products are in the order in which they are written."""
-    return _compiled(function, IN_ORDER)
-
-
-def _compiled(function: Function, flags: set[str]) -> Function:
     _keep_by_content()
     try:
-        made: Function = numba.njit(cache=True, fastmath=flags, **_OPTIONS)(function)
+        made: Function = numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:
         # Neither beside this file nor in the user's cache may anything be written.
-        made = numba.njit(fastmath=flags, **_OPTIONS)(function)
+        made = numba.njit(**_OPTIONS)(function)
     return made
 
 

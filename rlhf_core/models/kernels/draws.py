@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from rlhf_core.models.kernels.compiling import LOWEST, ONE, ZERO, compiled, exp
+from rlhf_core.models.kernels.sums import total as total_of
 
 BLOCK: Final = 256
 """Tokens whose probabilities are summed up before one is looked for among them."""
@@ -48,12 +49,9 @@ def draw_row(logits: Any, temperature: Any, uniform: float) -> Any:
     for token in range(size):
         shares[token] = exp((logits[token] - most) * inverse)
     total = 0.0
-    # In a loop over one array alone: see FLAGS in compiling.py.
     for block in range(sums.size):
-        part = ZERO
-        for token in range(block * BLOCK, min(size, (block + 1) * BLOCK)):
-            part += shares[token]
-        sums[block] = part
+        part = shares[block * BLOCK : (block + 1) * BLOCK]
+        sums[block] = total_of(part.ctypes.data, part.size)
         total += sums[block]
     if temperature <= ZERO:
         while logits[best] != most:

@@ -57,21 +57,6 @@ def to_bfloat16(_context: Any, number: Any) -> Any:
     return types.int16(types.float32), generate
 
 
-@intrinsic
-def prefetch(_context: Any, address: Any) -> Any:
-    """Have the processor fetch what lies at an address, and go on."""
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        place, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [place, number, number, number])
-        fetch = builder.module.declare_intrinsic("llvm.prefetch", [place], kind)
-        read, keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
-        builder.call(fetch, [builder.inttoptr(arguments[0], place), read, keep, data])
-        return context.get_dummy_value()
-
-    return types.void(types.intp), generate
-
-
 def _pointer_to(kind: Any) -> Any:
     @intrinsic
     def pointer(_context: Any, address: Any) -> Any:

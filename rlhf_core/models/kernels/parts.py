@@ -12,13 +12,13 @@ from numba import types
 from rlhf_core.models.kernels.attention import attend_task, span_task
 from rlhf_core.models.kernels.compiling import callback, compiled
 from rlhf_core.models.kernels.draws import draw_row
-from rlhf_core.models.kernels.intrinsics import float32_at, float64_at, from_bits, int32_at, int64_at
+from rlhf_core.models.kernels.intrinsics import add_to_word, float32_at, float64_at, from_bits, int32_at, int64_at
 from rlhf_core.models.kernels.products import multiply_blocks
 from rlhf_core.models.kernels.rows import gate_rows
 from rlhf_core.models.kernels.tiles import BFLOAT16, FLOAT32
 from rlhf_core.models.kernels.vectors import WORD
 from rlhf_core.models.kernels.weighing import COLUMNS, weigh
-from rlhf_core.models.kernels.words import ADD_WEIGHED, ATTEND, ATTEND_SPAN, COUNT, GATE, MULTIPLY, TASK, WORDS
+from rlhf_core.models.kernels.words import ADD_WEIGHED, ATTEND, ATTEND_SPAN, COUNT, GATE, MADE, MULTIPLY, TASK, WORDS
 
 
 @compiled
@@ -145,6 +145,8 @@ def _do_part(crew: Any, part: int) -> None:
 
 def _do_part_at(place: int, part: int) -> None:
     _do_part(numba.carray(int64_at(place), (WORDS,)), part)
+    # Not reached by one that failed: who called is not told otherwise.
+    add_to_word(place, MADE, 1)
 
 
 @functools.cache

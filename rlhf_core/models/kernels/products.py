@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numba
 import numpy as np
 
 from rlhf_core.models.kernels.compiling import compiled
-from rlhf_core.models.kernels.intrinsics import from_bits, int32_at, prefetch, to_bfloat16
-from rlhf_core.models.kernels.tiles import FLOAT32, MOST_ROWS, OUTPUTS, WIDENED, make_tile
-from rlhf_core.models.kernels.vectors import WIDE, WORD
+from rlhf_core.models.kernels.intrinsics import to_bfloat16
+from rlhf_core.models.kernels.tiles import FLOAT32, MOST_ROWS, OUTPUTS, WIDENED, make_tile, split_row, widen_row
+from rlhf_core.models.kernels.vectors import LANES, WIDE, WORD
 
 ROWS_AT_ONCE: Final = 64
 """So many rows of a product stay near the processor while its weights pass by."""
 FEW_ROWS: Final = ROWS_AT_ONCE if WIDE else 8
-"""Rows up to which weights in bfloat16 are made float32 in registers and nowhere else. For more, where tiles are low,
-each is written down once and read for all of them."""
-LINE: Final = 64
-"""Bytes that come from memory together."""
+"""Rows up to which weights in bfloat16 are made float32 in registers and nowhere else. For more each is written down
+once and read for all of them; where tiles are low, that pays sooner."""
 BLOCKS_AHEAD: Final = 2
 """How far beyond a block's weights those lie that are fetched meanwhile."""
-_SHIFT: Final = np.int32(16)
 
 _NOTHING: Final = np.zeros(OUTPUTS, dtype=np.float32)
 """Biases where there are none. Of the module's own, so that it stays where it is while its address is used."""
@@ -34,13 +30,11 @@ _one_output = make_tile(1, fetched=0)
 
 @compiled
 def split(x: Any) -> Any:
-    """[N, K]: of each row of x the inputs of even number, then those of odd number."""
-    halves = np.empty_like(x)
-    half = x.shape[1] // 2
+    """x [N, K] as WIDENED has it: [N, a multiple of two vectors]."""
+    pair = 2 * LANES
+    halves = np.empty((x.shape[0], (x.shape[1] + pair - 1) // pair * pair), dtype=np.float32)
     for row in range(x.shape[0]):
-        numbers, even, odd = x[row], halves[row, :half], halves[row, half:]
-        for k in range(half):
-            even[k], odd[k] = numbers[2 * k], numbers[2 * k + 1]
+        split_row(x[row].ctypes.data, x.shape[1], halves[row].ctypes.data)
     return halves
 
 
@@ -57,25 +51,11 @@ def rounded(x: Any) -> Any:
 
 
 @compiled
-def _widen(weight: int, words: int, rows: int, wide: Any) -> None:
-    """So many rows of bfloat16 that begin at an address, as float32; what follows them is fetched meanwhile."""
-    numbers = numba.carray(int32_at(weight), (rows, words)).view(np.uint16)
-    for output in range(rows):
-        bits, to = numbers[output], wide[output]
-        for k in range(to.size):
-            to[k] = from_bits(np.int32(bits[k]) << _SHIFT)
-    end = weight + WORD * rows * words
-    for line in range(end, end + WORD * rows * words, LINE):
-        prefetch(line)
-
-
-@compiled
 def _few_outputs(
     kind: int,
     x: int,
     x_stride: int,
     rows: int,
-    odd: int,
     weight: int,
     words: int,
     outputs: int,
@@ -88,7 +68,7 @@ def _few_outputs(
         for output in range(outputs):
             own, added = x + row * x_stride, bias + WORD * output if bias else _NOTHING.ctypes.data
             w, to = weight + WORD * words * output, y + row * y_stride + WORD * output
-            _one_output(kind, 1, own, x_stride, odd, w, WORD * words, words, 0, added, to, y_stride)
+            _one_output(kind, 1, own, x_stride, w, WORD * words, words, 0, added, to, y_stride)
 
 
 @compiled
@@ -112,9 +92,8 @@ def multiply_blocks(
     Places are addresses, strides in bytes. `inputs` and `words` are the 32-bit words of a row of x and of the weight;
     `bias` is the place of as many numbers as outputs, or 0.
     """
-    odd = WORD * inputs // 2
     if outputs < OUTPUTS:
-        _few_outputs(kind, x, x_stride, rows, odd, weight, words, outputs, bias, y, y_stride)
+        _few_outputs(kind, x, x_stride, rows, weight, words, outputs, bias, y, y_stride)
         return
     wide = np.empty((OUTPUTS, inputs if kind == WIDENED and rows > FEW_ROWS else 0), dtype=np.float32)
     for top in range(0, rows, ROWS_AT_ONCE):
@@ -122,20 +101,21 @@ def multiply_blocks(
         for block in range(first, last):
             # The last block overlaps the one before it where the outputs are no multiple of four.
             at = min(OUTPUTS * block, outputs - OUTPUTS)
-            added = bias + WORD * at if bias else _NOTHING.ctypes.data
+            added, to = bias + WORD * at if bias else _NOTHING.ctypes.data, y + WORD * at
             one, w, size = kind, weight + at * WORD * words, words
-            if wide.size:
-                _widen(w, words, OUTPUTS, wide)
-                one, w, size = FLOAT32, wide.ctypes.data, inputs
-            w_stride, to = WORD * size, y + WORD * at
             # Of the weights to come, two tiles fetch half each if there are two: none may only wait, or only multiply.
-            coming, half = w + BLOCKS_AHEAD * OUTPUTS * w_stride, OUTPUTS * w_stride // 2
+            coming, half = w + BLOCKS_AHEAD * OUTPUTS * WORD * words, OUTPUTS * WORD * words // 2
+            if wide.size:
+                for output in range(OUTPUTS):
+                    widen_row(w + output * WORD * words, words, wide[output].ctypes.data)
+                one, w, size = FLOAT32, wide.ctypes.data, inputs
+            w_stride = WORD * size
             for row in range(top, bottom, MOST_ROWS):
                 count, own, out = min(MOST_ROWS, bottom - row), x + row * x_stride, to + row * y_stride
                 if bottom - top <= MOST_ROWS:
-                    _tile_and_all(one, count, own, x_stride, odd, w, w_stride, size, coming, added, out, y_stride)
+                    _tile_and_all(one, count, own, x_stride, w, w_stride, size, coming, added, out, y_stride)
                 elif row < top + 2 * MOST_ROWS:
-                    _tile_and_half(one, count, own, x_stride, odd, w, w_stride, size, coming, added, out, y_stride)
+                    _tile_and_half(one, count, own, x_stride, w, w_stride, size, coming, added, out, y_stride)
                     coming += half
                 else:
-                    _tile(one, count, own, x_stride, odd, w, w_stride, size, 0, added, out, y_stride)
+                    _tile(one, count, own, x_stride, w, w_stride, size, 0, added, out, y_stride)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_core.models.kernels.compiling import ONE, compiled_in_order, exp
-from rlhf_core.models.kernels.tiles import dot
+from rlhf_core.models.kernels.compiling import ONE, compiled, exp
+from rlhf_core.models.kernels.sums import dot
 
 
-@compiled_in_order
+@compiled
 def _norm_row(x: Any, weight: Any, epsilon: Any, y: Any) -> None:
     squares = dot(x.ctypes.data, x.ctypes.data, x.size)
     inverse = ONE / np.sqrt(squares / np.float32(x.size) + epsilon)
@@ -18,7 +18,7 @@ def _norm_row(x: Any, weight: Any, epsilon: Any, y: Any) -> None:
         y[k] = x[k] * inverse * weight[k]
 
 
-@compiled_in_order
+@compiled
 def add_norm(x: Any, more: Any, weight: Any, epsilon: Any, y: Any) -> None:
     """x += more, and y the norm of that; all [N, K]."""
     for row in range(x.shape[0]):
@@ -28,7 +28,7 @@ def add_norm(x: Any, more: Any, weight: Any, epsilon: Any, y: Any) -> None:
         _norm_row(own, weight, epsilon, y[row])
 
 
-@compiled_in_order
+@compiled
 def norm_heads(qkv: Any, first: int, last: int, weight: Any, epsilon: Any) -> None:
     """The norm of each of the heads first..last-1 of qkv [N, H + 2 H_kv, D], in place."""
     for row in range(qkv.shape[0]):
@@ -36,7 +36,7 @@ def norm_heads(qkv: Any, first: int, last: int, weight: Any, epsilon: Any) -> No
             _norm_row(qkv[row, head], weight, epsilon, qkv[row, head])
 
 
-@compiled_in_order
+@compiled
 def gate_rows(both: Any, y: Any, first: int, last: int) -> None:
     """The rows first..last-1 of what `gate` makes."""
     size = y.shape[1]

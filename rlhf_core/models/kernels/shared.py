@@ -22,8 +22,8 @@ from rlhf_core.models.kernels.intrinsics import (
     store_word,
     to_bits,
 )
-from rlhf_core.models.kernels.products import FEW_ROWS, rounded, split
-from rlhf_core.models.kernels.tiles import BFLOAT16, FLOAT32, OUTPUTS, WIDENED
+from rlhf_core.models.kernels.products import rounded, split
+from rlhf_core.models.kernels.tiles import BFLOAT16, FLOAT32, WIDENED
 from rlhf_core.models.kernels.weighing import COLUMNS
 from rlhf_core.models.kernels.words import (
     ADD_WEIGHED,
@@ -37,6 +37,7 @@ from rlhf_core.models.kernels.words import (
     HANDS,
     LAST_TURN,
     LEFT,
+    MADE,
     MULTIPLY,
     TASK,
     TICKET,
@@ -80,19 +81,8 @@ def _take_parts(crew: Any, turn: int) -> None:
 
 
 @compiled
-def _share(crew: Any, work: int, pieces: int) -> None:
-    """Have the task that stands in `crew` done, of so many multiplications and so many pieces that could be parts, by
-    whoever of the crew is there; done on return.
-
-    Parts are taken one at a time, so a thread without a processor holds nobody up but with the part that it has.
-    """
+def _in_parts(crew: Any, parts: int) -> None:
     base = crew.ctypes.data
-    parts = min(pieces, max(PARTS * crew[HANDS], work // PART))
-    if crew[HANDS] <= 1 or parts == 1 or work < ALONE:
-        crew[COUNT] = 1
-        call_at(crew[DOER], base, 0)
-        return
-    crew[COUNT] = parts
     turn = ((load_word(base, TICKET) >> 32) + 1) & LAST_TURN
     store_word(base, DONE, 0)
     store_word(base, TICKET, (turn << 32) | parts)
@@ -102,6 +92,28 @@ def _share(crew: Any, work: int, pieces: int) -> None:
         waited += 1
         if waited > PATIENCE:
             give_way()
+
+
+@compiled
+def _share(crew: Any, work: int, pieces: int) -> None:
+    """Have the task that stands in `crew` done, of so many multiplications and so many pieces that could be parts, by
+    whoever of the crew is there; done on return.
+
+    Parts are taken one at a time, so a thread without a processor holds nobody up but with the part that it has. Raises
+    MemoryError where one found none.
+    """
+    base = crew.ctypes.data
+    parts = min(pieces, max(PARTS * crew[HANDS], work // PART))
+    if crew[HANDS] <= 1 or work < ALONE:
+        parts = 1
+    crew[COUNT] = parts
+    store_word(base, MADE, 0)
+    if parts == 1:
+        call_at(crew[DOER], base, 0)
+    else:
+        _in_parts(crew, parts)
+    if load_word(base, MADE) < parts:
+        raise MemoryError("no memory was left for a part of the work")
 
 
 @compiled
@@ -146,8 +158,7 @@ def multiply(x: Any, weight: Any, bias: Any, y: Any, column: int, crew: Any) -> 
 def multiply_widened(x: Any, weight: Any, bias: Any, y: Any, column: int, crew: Any) -> None:
     """The same, of a weight in bfloat16, all else being float32: [M, K / 2] of int32, each the bits of two numbers that
     stand side by side, the first in the lower half. K is even."""
-    few = x.shape[0] <= FEW_ROWS or weight.shape[0] < OUTPUTS
-    _multiply(WIDENED, split(x) if few else x, weight, bias, y, column, crew)
+    _multiply(WIDENED, split(x), weight, bias, y, column, crew)
 
 
 @compiled

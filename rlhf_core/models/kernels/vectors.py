@@ -6,6 +6,7 @@ Loops that are left to the compiler use half of that width, and none of what it 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numba
@@ -24,6 +25,8 @@ LANES: Final = 16 if WIDE else 8
 """Numbers of a vector; two vectors of a processor that has shorter ones."""
 WORD: Final = 4
 """Bytes of a lane."""
+VECTOR: Final = WORD * LANES
+"""Bytes of one."""
 HALF: Final = 2
 """Bytes of a bfloat16 number."""
 MULTIPLIES_BFLOAT16: Final = has_feature("avx512bf16")
@@ -33,7 +36,6 @@ INT: Final = ir.IntType(32)
 PLACE: Final = ir.IntType(64)
 NUMBERS: Final = ir.VectorType(FLOAT, LANES)
 WORDS: Final = ir.VectorType(INT, LANES)
-_BITS: Final = ir.VectorType(ir.IntType(1), LANES)
 _POINTER: Final = ir.PointerType()
 _FLAGS: Final = ("contract", "nsz")
 
@@ -91,10 +93,6 @@ class Writer:
         """The mask of the first lanes, so many of them."""
         numbers = ir.Constant(WORDS, list(range(LANES)))
         return self.builder.icmp_signed("<", numbers, self.everywhere(self.builder.trunc(count, INT)))
-
-    def add(self, one: Any, other: Any) -> Any:
-        # With flags of its own: a sum without any is given those of the function around it, reordering among them.
-        return self.builder.fadd(one, other, flags=("nsz",))
 
     def add_product(self, total: Any, one: Any, other: Any) -> Any:
         function = self._function(f"llvm.fmuladd.v{LANES}f32", NUMBERS, [NUMBERS] * 3)
@@ -156,16 +154,58 @@ class Writer:
         builder.position_at_end(after)
         return [self._joined((first, before), (other, last)) for first, other in zip(carried, then, strict=True)]
 
-    def one_of(self, number: Any, bodies: dict[int, Callable[[], None]]) -> None:
-        """The body of this number, which is one of them."""
+    def along(self, count: Any, carried: Sequence[Any], body: Callable[[Any, Any, list[Any]], list[Any]]) -> list[Any]:
+        """`body` of (index, mask, carried) for each vector of `count` lanes, of which the last may be there in part."""
+        builder = self.builder
+        whole = builder.sub(count, builder.urem(count, ir.Constant(PLACE, LANES)))
+        carried = self.loop(ir.Constant(PLACE, 0), whole, LANES, carried, lambda at, now: body(at, None, now))
+
+        def rest(now: list[Any]) -> list[Any]:
+            return body(whole, self.lanes_below(builder.sub(count, whole)), now)
+
+        return self.when(builder.icmp_signed("<", whole, count), carried, rest)
+
+    def lane_sums(self, vectors: Sequence[Any]) -> list[Any]:
+        """The sum of each vector's lanes, in order, as the lanes of as few vectors as hold them.
+
+        Halves of lanes are added, then halves of those, and so on: always the same lanes, whoever shares the vector.
+        """
+        group = LANES
+        # As many as there are pairs of pairs for: what is added of nothing is left out by the compiler.
+        spare = (1 << (len(vectors) - 1).bit_length()) - len(vectors)
+        vectors = [*vectors, *[ir.Constant(NUMBERS, None)] * spare]
+        while group > 1:
+            vectors = [self._halved(vectors[at : at + 2], group) for at in range(0, len(vectors), 2)]
+            group //= 2
+        return vectors
+
+    def _halved(self, couple: Sequence[Any], group: int) -> Any:
+        """Of each group of lanes one half added to the other, of two vectors or of one."""
+        one, other = couple[0], couple[-1]
+        starts = range(0, len(couple) * one.type.count, group)
+        low = [start + lane for start in starts for lane in range(group // 2)]
+        high = [lane + group // 2 for lane in low]
+        return self.builder.fadd(*(self.shuffled(one, other, lanes) for lanes in (low, high)))
+
+    def one_of(
+        self, kind: Any, kinds: Sequence[int], rows: Any, most_rows: int, body: Callable[[int, int], None]
+    ) -> None:
+        """`body` of (kind, rows), which are one of these kinds and 1 to `most_rows`."""
+
+        def of_kind(kind: int) -> None:
+            self._choose(rows, range(1, most_rows + 1), partial(body, kind))
+
+        self._choose(kind, kinds, of_kind)
+
+    def _choose(self, number: Any, numbers: Sequence[int], body: Callable[[int], None]) -> None:
         builder = self.builder
         done = builder.append_basic_block("chosen")
-        blocks = {each: builder.append_basic_block(f"choice{each}") for each in bodies}
-        choice = builder.switch(number, next(iter(blocks.values())))
-        for each, body in bodies.items():
-            choice.add_case(ir.Constant(number.type, each), blocks[each])
-            builder.position_at_end(blocks[each])
-            body()
+        blocks = [builder.append_basic_block(f"choice{each}") for each in numbers]
+        choice = builder.switch(number, blocks[0])
+        for each, block in zip(numbers, blocks, strict=True):
+            choice.add_case(ir.Constant(number.type, each), block)
+            builder.position_at_end(block)
+            body(each)
             builder.branch(done)
         builder.position_at_end(done)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Final
 
 from llvmlite import ir
@@ -11,13 +10,51 @@ from numba.extending import intrinsic
 
 from rlhf_core.models.kernels.compiling import compiled
 from rlhf_core.models.kernels.tiles import BFLOAT16, FLOAT32
-from rlhf_core.models.kernels.vectors import FLOAT, HALF, LANES, PLACE, WIDE, WORD, Writer
+from rlhf_core.models.kernels.vectors import FLOAT, HALF, LANES, PLACE, VECTOR, WIDE, WORD, Writer
 
 _VECTORS: Final = 4
 """Of a tile; four rows of them are as many sums as there are registers for."""
 _ROWS: Final = 4 if WIDE else 2
 COLUMNS: Final = LANES * _VECTORS
 """Of a tile."""
+
+
+class _Tile:
+    """Writes one tile's code: of so many vectors of each row of y, or of the first lanes of one, as a mask says."""
+
+    def __init__(self, write: Writer, kind: int, vectors: int, mask: Any) -> None:
+        self._write, self._kind, self._vectors, self._mask = write, kind, vectors, mask
+
+    def add(self, shares: list[Any], values: Any, values_stride: Any, count: Any, y: list[Any]) -> None:
+        """To rows at the addresses `y`: `count` values, weighed by the numbers from the addresses `shares` on."""
+        write, builder = self._write, self._write.builder
+
+        def step(at: Any, totals: list[Any]) -> list[Any]:
+            loaded = self._load(builder.add(values, builder.mul(at, values_stride)))
+            offset = builder.mul(at, ir.Constant(PLACE, WORD))
+            weights = [self._share(builder.add(own, offset)) for own in shares]
+            each = [(weight, value) for weight in weights for value in loaded]
+            return [write.add_product(total, *pair) for total, pair in zip(totals, each, strict=True)]
+
+        places = [self._part(row, vector, VECTOR) for row in y for vector in range(self._vectors)]
+        before = [write.load(place, mask=self._mask) for place in places]
+        totals = write.loop(ir.Constant(PLACE, 0), count, 1, before, step)
+        for place, total in zip(places, totals, strict=True):
+            write.store(total, place, self._mask)
+
+    def _load(self, value: Any) -> list[Any]:
+        """The vectors of one value."""
+        parts = range(self._vectors)
+        if self._kind == BFLOAT16:
+            return [self._write.load_bfloat16(self._part(value, part, VECTOR // 2), self._mask) for part in parts]
+        return [self._write.load(self._part(value, part, VECTOR), mask=self._mask) for part in parts]
+
+    def _share(self, place: Any) -> Any:
+        builder = self._write.builder
+        return self._write.everywhere(builder.load(builder.inttoptr(place, FLOAT.as_pointer()), align=WORD))
+
+    def _part(self, place: Any, part: int, size: int) -> Any:
+        return self._write.builder.add(place, ir.Constant(PLACE, part * size))
 
 
 def _make_tile(vectors: int, *, part: bool) -> Any:
@@ -44,39 +81,14 @@ def _make_tile(vectors: int, *, part: bool) -> Any:
             write = Writer(builder)
             mask = write.lanes_below(size) if part else None
 
-            def load(kind: int, begin: Any, vector: int) -> Any:
-                size = HALF if kind == BFLOAT16 else WORD
-                place = builder.add(begin, ir.Constant(PLACE, vector * LANES * size))
-                return write.load_bfloat16(place, mask) if kind == BFLOAT16 else write.load(place, mask=mask)
+            def write_tile(kind: int, rows: int) -> None:
+                own, to = (
+                    [write.place(first, stride, row) for row in range(rows)]
+                    for first, stride in ((shares, shares_stride), (y, y_stride))
+                )
+                _Tile(write, kind, vectors, mask).add(own, values, values_stride, count, to)
 
-            def add(kind: int, rows: int, at: Any, totals: list[Any]) -> list[Any]:
-                begin = builder.add(values, builder.mul(at, values_stride))
-                loaded = [load(kind, begin, vector) for vector in range(vectors)]
-                found = []
-                for row in range(rows):
-                    own = builder.add(
-                        write.place(shares, shares_stride, row), builder.mul(at, ir.Constant(PLACE, WORD))
-                    )
-                    share = write.everywhere(builder.load(builder.inttoptr(own, FLOAT.as_pointer()), align=WORD))
-                    for vector, value in enumerate(loaded):
-                        found.append(write.add_product(totals[row * vectors + vector], share, value))
-                return found
-
-            def weigh_rows(kind: int, rows: int) -> None:
-                places = [
-                    builder.add(write.place(y, y_stride, row), ir.Constant(PLACE, vector * LANES * WORD))
-                    for row in range(rows)
-                    for vector in range(vectors)
-                ]
-                before = [write.load(place, mask=mask) for place in places]
-                totals = write.loop(ir.Constant(PLACE, 0), count, 1, before, partial(add, kind, rows))
-                for place, total in zip(places, totals, strict=True):
-                    write.store(total, place, mask)
-
-            def of_kind(kind: int) -> None:
-                write.one_of(rows, {each: partial(weigh_rows, kind, each) for each in range(1, _ROWS + 1)})
-
-            write.one_of(kind, {each: partial(of_kind, each) for each in (FLOAT32, BFLOAT16)})
+            write.one_of(kind, (FLOAT32, BFLOAT16), rows, _ROWS, write_tile)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 10), generate

@@ -11,7 +11,9 @@ TICKET: Final = 8
 LEFT: Final = 0xFFFFFFFF
 LAST_TURN: Final = 0x7FFFFFFF
 DONE: Final = 16
-"""Parts of the task that are done."""
+"""Parts of the task that have ended."""
+MADE: Final = 17
+"""Those of them that were done: not those that found no memory."""
 COUNT: Final = 24
 """Parts into which it is cut."""
 TASK: Final = 25

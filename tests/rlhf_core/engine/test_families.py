@@ -129,17 +129,23 @@ def test_in_bfloat16_the_engine_is_as_close_to_float32_as_the_model_itself(
     assert (stored - wanted).abs().mean() < 1.25 * (own - wanted).abs().mean() + 0.01
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", FUSED_FAMILIES)
 def test_by_kernels_a_sampled_answer_is_the_same_to_the_bit_whatever_stands_beside_it(
-    name: str, dtype: Precision, make_tiny_model: MakeTinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    dtype: Precision,
+    stored: torch.dtype,
+    make_tiny_model: MakeTinyModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    directory = make_family(make_tiny_model, tmp_path, FAMILIES[name](), seed=5)
+    directory = make_family(make_tiny_model, tmp_path, FAMILIES[name](), seed=5, dtype=stored)
     policy = load_policy(directory, dtype=dtype, frozen=True)
     dice = random.Random(4)
     requests = [
-        request(f"r{i}", prompt(dice, 60), temperature=1.0, seed=i, max_tokens=dice.randint(1, 40)) for i in range(16)
+        request(f"r{i}", prompt(dice, 85), temperature=1.0, seed=i, max_tokens=dice.randint(1, 40)) for i in range(16)
     ]
     crowded = play(engine(policy, max_prefill_tokens=16), requests, dice)
     assert len(crowded) > 8

@@ -108,47 +108,51 @@ def test_what_cannot_be_trained_is_refused(load: Load) -> None:
         pass
 
 
-def gap_of_engine_and_trainer(trainee: Trainable, compute: Compute) -> float:
-    """Largest distance of the engine's logprobs from those of the trainer's forward pass, over sampled answers."""
+def gaps_of_engine_and_trainer(trainee: Trainable, compute: Compute) -> torch.Tensor:
+    """Distance of the engine's logprobs from those of the trainer's forward pass, of each token of sampled answers."""
     engine = Engine(trainee.policy, max_running=3, max_waiting=8, max_context=48)
     requests = [
         GenerationRequest(f"r{at}", tuple(range(5, 9 + at)), Sampling(max_tokens=12, seed=at), ignore_end=True)
         for at in range(5)
     ]
-    worst = 0.0
+    gaps = []
     for sequence in engine.generate(requests):
         prompt = sequence.request.prompt_token_ids
         tokens = torch.tensor([*prompt, *sequence.token_ids])
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=compute == "bfloat16"):
             scores = trainee.model(tokens[None]).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
         ours = scores.gather(1, tokens[len(prompt) :, None])[:, 0]
-        worst = max(worst, float((ours - torch.tensor(sequence.logprobs)).abs().max()))
-    return worst
+        gaps.append((ours - torch.tensor(sequence.logprobs)).abs())
+    return torch.cat(gaps)
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize(("compute", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.3)])
+# A single token may be a fifth of a nat apart where bfloat16 is multiplied in hardware, but not many.
+@pytest.mark.parametrize(("compute", "most", "mean"), [("float32", 1e-4, 1e-5), ("bfloat16", 0.3, 0.05)])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
 def test_samples_come_from_the_weights_as_they_learned(
     family: str,
     compute: Compute,
-    tolerance: float,
+    most: float,
+    mean: float,
     lora: LoraSettings | None,
     make_tiny_model: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
     policy = load_policy(make_family(make_tiny_model, tmp_path / "model", FAMILIES[family]()))
     trainee = make_trainable(policy, lora, compute=compute)
-    assert gap_of_engine_and_trainer(trainee, compute) < tolerance
-    move(trainee)
-    trainee.refresh()
-    assert gap_of_engine_and_trainer(trainee, compute) < tolerance
+    for _ in range(2):
+        gaps = gaps_of_engine_and_trainer(trainee, compute)
+        assert gaps.max() < most
+        assert gaps.mean() < mean
+        move(trainee)
+        trainee.refresh()
 
 
 def test_a_sampler_that_was_not_refreshed_shows(load: Load) -> None:
     trainee = make_trainable(load(), LORA)
     move(trainee)
-    assert gap_of_engine_and_trainer(trainee, "float32") > 0.1
+    assert gaps_of_engine_and_trainer(trainee, "float32").max() > 0.1
 
 
 def test_a_frozen_trunk_in_bfloat16_computes_what_autocast_would(load: Load) -> None:

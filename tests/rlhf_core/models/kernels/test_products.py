@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from rlhf_core.models import kernels
 from rlhf_core.models.kernels import vectors
-from tests.rlhf_core.models.kernels.arrays import ALONE, NOTHING, array, close, noise
+from tests.rlhf_core.models.kernels.arrays import ALONE, NOTHING, array, bfloat16, close, noise
 
 
 def test_a_product_of_five_outputs_is_what_the_hand_works_out() -> None:
@@ -38,13 +39,16 @@ def test_products_are_torchs_and_leave_other_columns_alone(rows: int, outputs: i
     assert (y[:, -3:] == 7).all()
 
 
-def test_a_row_is_multiplied_alike_whatever_stands_beside_it() -> None:
-    x, weight, bias = noise(1, 37), noise(64, 37, seed=1), noise(64, seed=2)
+@pytest.mark.parametrize("inputs", [38, 64, 200])
+@pytest.mark.parametrize("multiply", [kernels.multiply, kernels.multiply_widened, kernels.multiply_bfloat16])
+def test_a_row_is_multiplied_alike_whatever_stands_beside_it(multiply: Callable[..., None], inputs: int) -> None:
+    x, weight, bias = noise(1, inputs), noise(64, inputs, seed=1), noise(64, seed=2)
+    held = weight if multiply is kernels.multiply else bfloat16(weight)[0]
     alone = np.empty((1, 64), dtype=np.float32)
-    kernels.multiply(x, weight, bias, alone, 0, ALONE)
-    for rows in (2, 3, 4, 5, 70):
+    multiply(x, held, bias, alone, 0, ALONE)
+    for rows in (2, 3, 4, 5, 9, 70):
         crowded = np.empty((rows, 64), dtype=np.float32)
-        kernels.multiply(np.repeat(x, rows, axis=0), weight, bias, crowded, 0, ALONE)
+        multiply(np.repeat(x, rows, axis=0), held, bias, crowded, 0, ALONE)
         assert np.array_equal(crowded, np.repeat(alone, rows, axis=0))
 
 

@@ -44,16 +44,6 @@ def test_numbers_of_every_kind_keep_their_value_when_widened() -> None:
             assert (y == expected[:, column]).all()
 
 
-def test_a_row_in_bfloat16_is_multiplied_alike_whatever_stands_beside_it() -> None:
-    x, (words, _), bias = noise(1, 200), bfloat16(noise(64, 200, seed=1)), noise(64, seed=2)
-    alone = np.empty((1, 64), dtype=np.float32)
-    kernels.multiply_bfloat16(x, words, bias, alone, 0, ALONE)
-    for rows in (2, 3, 4, 5, 70):
-        crowded = np.empty((rows, 64), dtype=np.float32)
-        kernels.multiply_bfloat16(np.repeat(x, rows, axis=0), words, bias, crowded, 0, ALONE)
-        assert np.array_equal(crowded, np.repeat(alone, rows, axis=0))
-
-
 def test_numbers_are_rounded_as_torch_rounds_them() -> None:
     # Halfway between two neighbours, just beside it, beyond the largest, none at all, and of every size.
     ties = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0x7F7FFFFF, 0xFF7FFFFF], dtype=np.uint32)

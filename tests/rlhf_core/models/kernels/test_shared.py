@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -61,3 +64,29 @@ def test_many_tasks_in_turn_are_each_done_once_and_whole() -> None:
         kernels.multiply(x, weight, NOTHING, y, 0, crew.muster())
         kernels.multiply(x, weight, NOTHING, expected, 0, ALONE)
         assert np.array_equal(y, expected)
+
+
+@pytest.mark.parametrize("hands", [1, 2])
+def test_a_part_that_finds_no_memory_is_an_error_and_the_next_task_is_done(hands: int) -> None:
+    # What a process may take is said for all of it, so another one is told.
+    script = f"""if True:
+        import resource
+        import numpy as np
+        from rlhf_core.models import kernels
+        from rlhf_core.models.kernels.crew import Crew
+        crew = Crew({hands})
+        rows = np.zeros((2, 60_000_000), dtype=np.float32), np.ones(2, dtype=np.float32), np.zeros(2)
+        drawn = np.zeros(2, dtype=np.int64), np.zeros(2, dtype=np.float32)
+        kernels.draw(rows[0][:, :9].copy(), *rows[1:], *drawn, crew.muster())
+        taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + (50 << 20), resource.RLIM_INFINITY))
+        try:
+            kernels.draw(*rows, *drawn, crew.muster())
+        except MemoryError as error:
+            print(error)
+        kernels.draw(rows[0][:, :9].copy(), *rows[1:], *drawn, crew.muster())
+        print(drawn[0].tolist())
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["no memory was left for a part of the work", "[0, 0]"]
