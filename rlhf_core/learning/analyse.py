@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf_core.errors import ModelError
 from rlhf_core.learning.losses import token_entropy, token_logprobs, token_logprobs_and_entropy
-from rlhf_core.models.documents import Documents, run_documents
+from rlhf_core.models.documents import Documents, round_rows, run_documents
 from rlhf_core.models.value import ValueHead
 from rlhf_core.records import TokenIds
 
@@ -144,12 +145,16 @@ def head_logprobs(
         logprobs = token_logprobs(logits, token_ids, temperature)
         return logprobs, token_entropy(logits, temperature) if with_entropy else torch.zeros_like(logprobs)
 
+    rows = hidden.shape[0]
+    if more := round_rows(rows, hidden.device):
+        hidden, targets = pad(hidden, (0, 0, 0, more)), pad(targets, (0, more))
     chunk = max(1, logits_at_once // next(head.parameters()).shape[0])
     if hidden.shape[0] <= chunk:
-        return read(hidden, targets)
-    pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    parts = [checkpoint(read, states, token_ids, use_reentrant=False) for states, token_ids in pieces]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        parts = [read(hidden, targets)]
+    else:
+        pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        parts = [checkpoint(read, states, token_ids, use_reentrant=False) for states, token_ids in pieces]
+    return torch.cat([part[0] for part in parts])[:rows], torch.cat([part[1] for part in parts])[:rows]
 
 
 def require_plain_head(model: PreTrainedModel) -> None:

@@ -7,25 +7,27 @@ padding; here every projection sees real tokens alone, and attention puts docume
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.attention import ATTENTION, hidden_positions, register_attention, seen_positions
 from rlhf_core.models.masked_attention import masked_attention
+from rlhf_core.models.side_by_side import SHARED, Group, Places, find_places, group_views, take, take_back
 from rlhf_core.models.trunk import WRITTEN, run_trunk
 
-SHARED: Final = 0
-"""Branch of the tokens that every branch of their document sees."""
-SIMILAR: Final = 0.7
-"""A document this much shorter than the longest of a group is put into another: its padding costs more than that."""
 PRODUCT_TOKENS: Final = 192
 """Length of documents up to which `masked_attention` is faster on a CPU than the fused kernel."""
+PRODUCT_TOKENS_IN_HALF: Final = 384
+"""The same of documents in half precision, whose gradients the fused kernel makes slowly: three times up to 100 tokens.
+"""
+LEAST_STEP: Final = 16
+STEPS: Final = 5
+"""Numbers of rows are rounded up in their first five bits: by a sixteenth at most, a few rows more for few."""
 
 
 def use_documents(model: Any) -> None:
@@ -48,9 +50,32 @@ def run_documents(trunk: Any, token_ids: Tensor, documents: Documents, wanted: T
     """
     if type(trunk).__name__ in WRITTEN:
         _require_told(trunk)
-        return run_trunk(trunk, token_ids, documents.positions, documents, wanted)
+        return _run_rounded(trunk, token_ids, documents, wanted)
     states: Tensor = trunk(**document_inputs(trunk, token_ids, documents)).last_hidden_state[0]
     return states if wanted is None else states.index_select(0, wanted)
+
+
+def round_rows(rows: int, device: torch.device) -> int:
+    """How many rows to add to `rows` for products whose number of rows has come up before.
+
+    What a CPU multiplies in half precision is compiled for its number of rows: that takes as long as the product
+    itself, and stays in memory, half a megabyte of it.
+    """
+    if device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return 0
+    return -rows % max(LEAST_STEP, 1 << max(0, rows.bit_length() - STEPS))
+
+
+def _run_rounded(trunk: Any, token_ids: Tensor, documents: Documents, wanted: Tensor | None) -> Tensor:
+    """The same with tokens added that nobody sees, and rows that nobody reads."""
+    tokens = len(token_ids)
+    if more := round_rows(tokens, token_ids.device):
+        token_ids, documents = pad(token_ids, (0, more)), replace(documents, spare=more)
+    if wanted is None:
+        return run_trunk(trunk, token_ids, documents.positions, documents)[:tokens]
+    rows = len(wanted)
+    wanted = pad(wanted, (0, round_rows(rows, wanted.device)))
+    return run_trunk(trunk, token_ids, documents.positions, documents, wanted)[:rows]
 
 
 def document_inputs(model: Any, token_ids: Tensor, documents: Documents) -> dict[str, Any]:
@@ -71,45 +96,6 @@ def _require_told(model: Any) -> None:
         raise ModelError(f"{type(model).__name__} has not been told to read documents end to end")
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Documents side by side in attention, each padded on the right to the longest."""
-
-    numbers: list[int]
-    width: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """Where heads of tokens, H rows for each of N tokens, stand among the rows of all groups: [documents, H, width]."""
-
-    taken: Tensor
-    """[P] for each place the row that stands there; behind a document's end its last token again."""
-    back: Tensor
-    """[N * H] the place of each row."""
-    blank: Tensor
-    """Places behind the ends of documents."""
-
-
-class _Take(torch.autograd.Function):
-    """Rows [A, D] -> their rows `taken` [B, D]. The gradient of a row is that of the one place `back` it was taken to;
-    what comes back for the rows `blank` is dropped."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, taken: Tensor, back: Tensor, blank: Tensor | None) -> Tensor:
-        ctx.places = back, blank
-        return rows.index_select(0, taken)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        back, blank = ctx.places
-        given = gradient.index_select(0, back)
-        if blank is not None:
-            given.index_fill_(0, blank, 0.0)
-        return given, None, None, None
-
-
 @dataclass(frozen=True, eq=False)
 class Documents:
     """Attention within documents of these lengths, which lie one after another in the row: a `SlotAttention`.
@@ -121,29 +107,30 @@ class Documents:
     lengths: Sequence[int]
     device: torch.device
     branches: Tensor | None = None
-    _groups: list[_Group] = field(default_factory=list)
-    _known: dict[int, _Places] = field(default_factory=dict)
-    _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
+    spare: int = 0
+    """Tokens behind the last document: they see nothing, and nobody sees them."""
+    _groups: list[Group] = field(init=False)
+    _known: dict[int, Places] = field(init=False, default_factory=dict)
+    _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError("documents have at least one token each")
-        for number in sorted(range(len(self.lengths)), key=lambda at: -self.lengths[at]):
-            if not self._groups or self.lengths[number] < SIMILAR * self._groups[-1].width:
-                self._groups.append(_Group([], self.lengths[number]))
-            self._groups[-1].numbers.append(number)
+        object.__setattr__(self, "_groups", group_views(self.lengths, self.branches))
 
     @property
     def places(self) -> int:
         """Tokens with what attention pads."""
-        return sum(len(group.numbers) * group.width for group in self._groups)
+        return sum(len(group.views) * group.width for group in self._groups)
 
     @property
     def positions(self) -> Tensor:
         """[N] long: what the model is told of each token's place."""
         if self.branches is None:
-            return torch.cat([torch.arange(length) for length in self.lengths]).to(self.device)
-        return torch.cat([_positions(part) for part in self.branches.cpu().split(list(self.lengths))]).to(self.device)
+            known = [torch.arange(length) for length in self.lengths]
+        else:
+            known = [_positions(part) for part in self.branches.cpu().split(list(self.lengths))]
+        return torch.cat([*known, torch.zeros(self.spare, dtype=torch.long)]).to(self.device)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None = None
@@ -157,9 +144,8 @@ class Documents:
         keys, values = self._side_by_side(key), self._side_by_side(value)
         outputs = []
         for at, group in enumerate(self._groups):
-            shape = len(group.numbers), group.width
+            shape = len(group.views), group.width
             attended = self._attend_group(
-                at,
                 queries[at].view(shape[0], heads, shape[1], -1),
                 keys[at].view(shape[0], kv_heads, shape[1], -1),
                 values[at].view(shape[0], kv_heads, shape[1], -1),
@@ -169,71 +155,45 @@ class Documents:
             outputs.append(attended.reshape(-1, attended.shape[-1]))
         places = self._places(heads)
         rows = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return _Take.apply(rows, places.back, places.taken, places.blank).view(1, query.shape[2], heads, -1)
+        return take_back(rows, places).view(1, query.shape[2], heads, -1)
 
     def _side_by_side(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x [1, H, N, D] -> for each group rows of its [documents, H, width]."""
+        """x [1, H, N, D] -> for each group rows of its [views, H, width]."""
         heads = x.shape[1]
         places = self._places(heads)
         rows = x.squeeze(0).transpose(0, 1).reshape(-1, x.shape[-1])
-        taken: Tensor = _Take.apply(rows, places.taken, places.back, None)
-        return taken.split([len(group.numbers) * heads * group.width for group in self._groups])
+        return take(rows, places).split([len(group.views) * heads * group.width for group in self._groups])
 
-    def _attend_group(
-        self, at: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
-    ) -> Tensor:
+    def _attend_group(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
         """query [n, H, L, D], key and value [n, H_kv, L, D] -> [n, H, L, D_value]."""
         heads, width, kv_heads = query.shape[1], query.shape[2], key.shape[1]
-        # In half precision the kernel rounds less: it keeps the scores in single.
-        exact = query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type)
-        if width > PRODUCT_TOKENS or query.is_cuda or not exact:
-            causal = self.branches is None and (window is None or window >= width)
-            mask = None if causal else self._hidden(at, window, query.dtype)[:, None]
+        half = query.dtype != torch.float32 or torch.is_autocast_enabled(query.device.type)
+        if query.is_cuda or width > (PRODUCT_TOKENS_IN_HALF if half else PRODUCT_TOKENS):
+            causal = window is None or window >= width
+            mask = None if causal else self._hidden(width, window, query.dtype)
             if mask is not None and query.is_cuda:
                 # Behind a mask, no fused kernel there shares keys among heads.
                 key, value = (each.repeat_interleave(heads // kv_heads, dim=1) for each in (key, value))
             return scaled_dot_product_attention(
                 query, key, value, mask, is_causal=causal, scale=scaling, enable_gqa=key.shape[1] != heads
             )
-        return masked_attention(query, key, value, self._hidden(at, window, query.dtype)[:, None], scaling)
+        # In single precision, as the fused kernel keeps its scores: no context may round the products again.
+        with torch.autocast(query.device.type, enabled=False):
+            hidden = self._hidden(width, window, torch.float32)
+            attended = masked_attention(query.float(), key.float(), value.float(), hidden, scaling)
+        return attended.to(query.dtype)
 
-    def _places(self, heads: int) -> _Places:
+    def _places(self, heads: int) -> Places:
         if heads not in self._known:
-            self._known[heads] = self._find_places(heads)
+            self._known[heads] = find_places(self._groups, heads, self.spare, self.device)
         return self._known[heads]
 
-    def _find_places(self, heads: int) -> _Places:
-        starts, total = [0], sum(self.lengths)
-        for length in self.lengths:
-            starts.append(starts[-1] + length)
-        each = torch.arange(heads)
-        back, taken, blank, base = torch.empty(total, heads, dtype=torch.long), [], [], 0
-        for group in self._groups:
-            lengths = torch.tensor([self.lengths[number] for number in group.numbers])
-            first = torch.tensor([starts[number] for number in group.numbers])
-            columns = torch.arange(group.width)
-            tokens = first[:, None] + torch.minimum(columns, lengths[:, None] - 1)
-            taken.append((tokens[:, None] * heads + each[:, None]).flatten())
-            places = base + torch.arange(len(taken[-1])).view(len(group.numbers), heads, group.width)
-            real = columns < lengths[:, None]
-            back[tokens[real]] = places.transpose(1, 2)[real]
-            blank.append(places.transpose(1, 2)[~real].flatten())
-            base += len(taken[-1])
-        return _Places(*(each.to(self.device) for each in (torch.cat(taken), back.flatten(), torch.cat(blank))))
-
-    def _hidden(self, at: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Added to the scores of a group, [1 or n, L, L]: 0 where a row sees a column, -inf where not."""
-        if (at, window, dtype) not in self._masks:
-            group = self._groups[at]
-            seen = seen_positions(torch.arange(group.width), 0, group.width, window)[None]
-            if self.branches is not None:
-                parts = self.branches.cpu().split(list(self.lengths))
-                own = torch.nn.utils.rnn.pad_sequence([parts[number] for number in group.numbers], batch_first=True)
-                seen = seen & ((own[:, None] == SHARED) | (own[:, None] == own[:, :, None]))
-                # What stands behind the end sees at least itself: no row of the softmax is empty.
-                seen = seen | torch.eye(group.width, dtype=torch.bool)
-            self._masks[at, window, dtype] = hidden_positions(seen, dtype).to(self.device)
-        return self._masks[at, window, dtype]
+    def _hidden(self, width: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Added to the scores of a group, [L, L]: 0 where a row sees a column, -inf where not."""
+        if (width, window, dtype) not in self._masks:
+            seen = seen_positions(torch.arange(width), 0, width, window)
+            self._masks[width, window, dtype] = hidden_positions(seen, dtype).to(self.device)
+        return self._masks[width, window, dtype]
 
 
 def _positions(branches: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from rlhf_core.axes import AXES
 from rlhf_core.baselines import Baselines
-from rlhf_core.models.documents import SHARED, Documents, run_documents, use_documents
+from rlhf_core.models.documents import Documents, run_documents, use_documents
+from rlhf_core.models.side_by_side import SHARED
 
 PromptResponse = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of its response, end token included; neither is empty."""

@@ -18,7 +18,7 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, 
     """softmax(scaling Q K^T + hidden) V (Vaswani et al. 1706.03762), [n, H, L, D_value].
 
     query [n, H, L, D], key [n, H_kv, L, D], value [n, H_kv, L, D_value]; H / H_kv query heads in a row share a key
-    head. `hidden` [1 or n, 1, L, L] is added to the scores: 0 where a row sees a column, -inf where not; every row sees
+    head. `hidden` [L, L] is added to the scores: 0 where a row sees a column, -inf where not; every row sees
     one. float32; `hidden` gets no gradient.
     """
     n, heads, length, _ = query.shape
@@ -38,8 +38,7 @@ class _MaskedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scaling: float) -> Tensor:
         scores = _scaled_product(rows, key.transpose(1, 2), scaling)
-        length = key.shape[1]
-        scores.view(hidden.shape[0], -1, length, length).add_(hidden)
+        scores.view(-1, *hidden.shape).add_(hidden)
         shares = scores.softmax(-1)
         ctx.save_for_backward(rows, key, value, shares)
         ctx.scaling = scaling

@@ -10,10 +10,11 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models import documents as subject
-from rlhf_core.models.documents import Documents, run_documents, use_documents
+from rlhf_core.models.documents import Documents, round_rows, run_documents, use_documents
 from rlhf_core.models.load import LoadedPolicy, load_policy
 from tests.rlhf_core.families import FAMILIES, WINDOW, make_family
 
@@ -62,20 +63,25 @@ def test_states_and_gradients_are_those_of_each_document_alone(
     torch.testing.assert_close(found, wanted, atol=2e-4 * float(wanted.abs().max()), rtol=1e-3)
 
 
+def test_branches_go_on_from_what_they_share() -> None:
+    documents = Documents([13, 5], CPU, torch.tensor([0] * 4 + [1] * 3 + [2] * 6 + [0] * 5), spare=2)
+    assert documents.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 0, 0]
+
+
 @pytest.mark.parametrize("product_tokens", MOST)
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
 def test_branches_see_what_they_share_and_themselves(
-    make_tiny_model: MakeTinyModel, tmp_path: Path, product_tokens: int, monkeypatch: pytest.MonkeyPatch
+    family: str, make_tiny_model: MakeTinyModel, tmp_path: Path, product_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subject, "PRODUCT_TOKENS", product_tokens)
-    policy = load_policy(make_family(make_tiny_model, tmp_path, FAMILIES["llama"](), seed=5))
+    policy = load_policy(make_family(make_tiny_model, tmp_path, FAMILIES[family](), seed=5))
     trunk = policy.model.base_model
-    shared, one, two, other = texts((4, 3, 6, 5))
-    branches = torch.tensor([0] * 4 + [1] * 3 + [2] * 6 + [0] * 5)
-    documents = Documents([13, 5], CPU, branches)
-    assert documents.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
+    shared, one, two, other = texts((14, 23, 6, 5))
+    assert len(shared) < WINDOW < len(shared) + len(two)
+    documents = Documents([43, 5], CPU, torch.tensor([0] * 14 + [1] * 23 + [2] * 6 + [0] * 5))
     states = run_documents(trunk, torch.cat([shared, one, two, other]), documents)
-    apart, weights, total = [], torch.randn(18, 32, generator=torch.Generator().manual_seed(1)), torch.zeros(())
-    for start, end, alone in ((4, 7, [shared, one]), (7, 13, [shared, two]), (13, 18, [other])):
+    apart, weights, total = [], torch.randn(48, 32, generator=torch.Generator().manual_seed(1)), torch.zeros(())
+    for start, end, alone in ((14, 37, [shared, one]), (37, 43, [shared, two]), (43, 48, [other])):
         wanted = trunk(input_ids=torch.cat(alone)[None], use_cache=False).last_hidden_state[0]
         torch.testing.assert_close(states[start:end], wanted[start - end :], atol=1e-4, rtol=1e-4)
         apart.append((start, end))
@@ -96,6 +102,26 @@ def test_in_bfloat16_it_is_as_close_as_the_models_own_attention(make_tiny_model:
             alone = torch.cat([trunk(input_ids=each[None], use_cache=False).last_hidden_state[0] for each in written])
     ours, theirs = ((each - exact).abs().mean() for each in (together, alone))
     assert 0 < ours < 1.25 * theirs
+
+
+def test_spare_tokens_change_nothing(policy: LoadedPolicy) -> None:
+    trunk, written = policy.model.base_model, torch.cat(texts(LENGTHS))
+    found = []
+    for spare in (0, 5):
+        states = run_documents(trunk, pad(written, (0, spare), value=9), Documents(LENGTHS, CPU, spare=spare))
+        (states[: len(written)] * torch.arange(float(len(written)))[:, None]).sum().backward()
+        found.append((states[: len(written)], gradients(trunk)))
+    (states, learned), (expected, wanted) = found
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(learned, wanted, atol=2e-5 * float(wanted.abs().max()), rtol=1e-3)
+
+
+def test_rows_are_rounded_up_for_a_cpus_products_in_half_precision_alone() -> None:
+    counts = (1, 16, 31, 480, 513, 632, 1100, 2048)
+    assert [round_rows(rows, CPU) for rows in counts] == [0] * len(counts)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [rows + round_rows(rows, CPU) for rows in counts] == [16, 16, 32, 480, 544, 640, 1152, 2048]
+        assert round_rows(513, torch.device("cuda")) == 0
 
 
 def test_states_that_are_wanted_are_those_of_all_and_learn_as_they_do(policy: LoadedPolicy) -> None:

@@ -12,7 +12,8 @@ import transformers
 from rlhf_core.errors import ModelError
 from rlhf_core.models.documents import Documents, run_documents
 from rlhf_core.models.load import load_policy
-from rlhf_core.models.trunk import WRITTEN, _RMSNorm, run_trunk
+from rlhf_core.models.rms_norm import _RMSNorm
+from rlhf_core.models.trunk import WRITTEN, run_trunk
 from tests.rlhf_core.families import DECODER, make_family
 
 MakeTinyModel = Callable[..., Path]

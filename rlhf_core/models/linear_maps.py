@@ -1,0 +1,115 @@
+"""Linear maps that share their input, and their gradients, for steps of autograd that are written out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+
+class Apart:
+    """Linear maps of one input, each a product of its own: to join their weights would cost what it saves."""
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        self._weights, self._biases = weights, biases
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """x [N, K] -> [N, M] of each."""
+        return [linear(x, weight, bias) for weight, bias in zip(self._weights, self._biases, strict=True)]
+
+    def blank(self, like: Tensor) -> list[Tensor]:
+        """Room for gradients [N, M] of the outputs."""
+        return [like.new_empty(like.shape[0], len(weight)) for weight in self._weights]
+
+    def as_given(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients of the outputs as the next two read them."""
+        return list(gradients)
+
+    def to_input(self, gradients: Sequence[Tensor]) -> Tensor:
+        """[N, K], in the type of the products."""
+        total = gradients[0] @ self._weights[0]
+        for gradient, weight in zip(gradients[1:], self._weights[1:], strict=True):
+            total.addmm_(gradient, weight)
+        return total
+
+    def to_parameters(self, gradients: Sequence[Tensor], x: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """Of each weight and bias in turn, where wanted."""
+        return [
+            found
+            for at, gradient in enumerate(gradients)
+            for found in (
+                gradient.t() @ x if wanted[2 * at] else None,
+                gradient.sum(0, dtype=torch.float32) if wanted[2 * at + 1] else None,
+            )
+        ]
+
+
+class Joined:
+    """The same in another type, to which the weights are copied in any case: side by side, for one product."""
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], dtype: torch.dtype) -> None:
+        self._sizes = [len(weight) for weight in weights]
+        self._weight = _side_by_side(weights, self._sizes, dtype)
+        # Within the product, whose result is then rounded once.
+        self._bias = None if all(bias is None for bias in biases) else _end_to_end(biases, self._sizes, dtype)
+        self._whole: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        return list(linear(x, self._weight, self._bias).split(self._sizes, 1))
+
+    def blank(self, like: Tensor) -> list[Tensor]:
+        self._whole = like.new_empty(like.shape[0], sum(self._sizes), dtype=self._weight.dtype)
+        return list(self._whole.split(self._sizes, 1))
+
+    def as_given(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        parts = self.blank(gradients[0])
+        for part, gradient in zip(parts, gradients, strict=True):
+            part.copy_(gradient)
+        return parts
+
+    def to_input(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Of gradients from `blank` or `as_given`."""
+        assert self._whole is not None
+        assert gradients[0].data_ptr() == self._whole.data_ptr()
+        return self._whole @ self._weight
+
+    def to_parameters(self, gradients: Sequence[Tensor], x: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """Of gradients from `blank` or `as_given`."""
+        assert self._whole is not None
+        weights: Sequence[Tensor | None] = [None] * len(gradients)
+        if all(wanted[::2]):
+            weights = (self._whole.t() @ x).float().split(self._sizes)
+        elif any(wanted[::2]):
+            weights = [
+                (each.t() @ x).float() if want else None for each, want in zip(gradients, wanted[::2], strict=True)
+            ]
+        return [
+            found
+            for at, gradient in enumerate(gradients)
+            for found in (weights[at], gradient.sum(0, dtype=torch.float32) if wanted[2 * at + 1] else None)
+        ]
+
+
+def linear_maps(weights: Sequence[Tensor], biases: Sequence[Tensor | None], dtype: torch.dtype) -> Apart | Joined:
+    return Apart(weights, biases) if dtype == torch.float32 else Joined(weights, biases, dtype)
+
+
+def _side_by_side(weights: Sequence[Tensor], sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """[sum of M, K] in another type."""
+    if len(weights) == 1:
+        return weights[0].to(dtype)
+    joined = weights[0].new_empty(sum(sizes), weights[0].shape[1], dtype=dtype)
+    for weight, part in zip(weights, joined.split(sizes), strict=True):
+        part.copy_(weight)
+    return joined
+
+
+def _end_to_end(biases: Sequence[Tensor | None], sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """[sum of M] in another type, zero where there is none."""
+    joined = torch.zeros(sum(sizes), dtype=dtype)
+    for bias, part in zip(biases, joined.split(list(sizes)), strict=True):
+        if bias is not None:
+            part.copy_(bias)
+    return joined
