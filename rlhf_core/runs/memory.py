@@ -19,11 +19,12 @@ from transformers import AutoConfig
 from rlhf_core.engine.memory import available_memory, in_words, plan_memory
 from rlhf_core.errors import ModelError
 from rlhf_core.learning.analyse import LOGITS_AT_ONCE
-from rlhf_core.models.documents import PRODUCT_TOKENS
+from rlhf_core.models.documents import PRODUCT_TOKENS, PRODUCT_TOKENS_IN_HALF
 from rlhf_core.models.fused import FUSED
 from rlhf_core.models.lora import is_adapter
 from rlhf_core.models.placement import choose_device
 from rlhf_core.runs.options import read_lora
+from rlhf_core.runs.precision import choose_compute
 from rlhf_core.runs.record import models_beside
 from rlhf_core.weight_files import count_numbers
 
@@ -90,6 +91,8 @@ def estimate_memory(
     passes = settings is not None or beside > 0  # a function scores without any
     slots = min(int(numbers.get("sampler_slots", 0)), int(numbers.get("rollouts", 1 << 20)))
     answer = row + int(numbers.get("max_new_tokens", 0))
+    half = choose_compute(options.compute) == "bfloat16"
+    by_products = min(answer, PRODUCT_TOKENS_IN_HALF if half else PRODUCT_TOKENS)
     parts = {
         "program": PROGRAM,
         "weights": sizes.parameters * FLOAT if settings else 0,
@@ -98,7 +101,7 @@ def estimate_memory(
         "state to resume": 3 * trained * FLOAT,
         "reference": sizes.parameters * FLOAT if command in WITH_REFERENCE and trained == sizes.parameters else 0,
         "models beside": beside,
-        "activations": tokens * _per_token(config, answer, trains=settings is not None) if passes else 0,
+        "activations": tokens * _per_token(config, by_products, trains=settings is not None) if passes else 0,
         "logits": LOGIT_COPIES * FLOAT * min(LOGITS_AT_ONCE, tokens * sizes.vocab_size)
         if command in WITH_LOGITS
         else 0,
@@ -167,13 +170,13 @@ def _tokens_at_once(command: str, numbers: dict[str, Any], row: int) -> int:
 def _per_token(config: Any, row: int, *, trains: bool) -> int:
     """Bytes that one token keeps of a forward pass until its backward pass; without one, of two layers at a time.
 
-    `row` is the length of the longest document: a token of one that is not long keeps the weights of its attention.
+    `row` is the longest document that attends by products, of which a token keeps the weights of its attention.
     """
     inner = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     outer_vectors, inner_vectors = KEPT_WRITTEN if FUSED.intersection(config.architectures or ()) else KEPT
     layer = (outer_vectors * int(config.hidden_size) + inner_vectors * inner) * FLOAT
     layers = int(config.num_hidden_layers) if trains else 2
-    weights = int(config.num_attention_heads) * min(row, PRODUCT_TOKENS) * FLOAT
+    weights = int(config.num_attention_heads) * row * FLOAT
     return (layer + weights) * layers
 
 

@@ -122,7 +122,7 @@ def test_estimate_prints_a_table_and_says_whether_it_fits(
 
 def test_scoring_needs_the_reward_model_alone_and_a_function_needs_no_model(model: Path, tmp_path: Path) -> None:
     data = demonstrations(tmp_path / "data.jsonl")
-    given = argparse.Namespace(data=[data], reward=str(model), model=None)
+    given = argparse.Namespace(data=[data], reward=str(model), model=None, compute="float32")
     by_model = estimate_memory("score", given, None, model=model).parts
     assert by_model["weights"] == 0
     assert by_model["models beside"] == PARAMETERS * 4
