@@ -1,4 +1,4 @@
-"""Documents end to end in one batch: nothing is padded, and attention never crosses from one into another.
+"""Documents end to end in one batch: no document is padded, and attention never crosses from one into another.
 
 Positions restart at each document, so every token's logprob equals the one it has alone. Documents are opaque here;
 only their tokens and which of them count matter.

@@ -270,7 +270,7 @@ def plan_microbatches(lengths: Sequence[int], rows: Iterable[int], max_tokens: i
 
 
 def padding_fraction(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> float:
-    """Share of the places in attention that is padding, for rows read in these groups; nothing else is padded."""
+    """Share of the places in attention that is padding, for rows read in these groups."""
     cpu = torch.device("cpu")
     places = sum(Documents([lengths[row] for row in group], cpu).places for group in groups)
     return 1.0 - sum(lengths[row] for group in groups for row in group) / places

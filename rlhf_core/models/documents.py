@@ -1,7 +1,8 @@
 """A decoder over documents of different lengths, end to end in one row of the batch: nothing but attention is padded.
 
 Training and scoring read many short texts at once. In rows of one length each, a fifth of what is computed is easily
-padding; here every projection sees real tokens alone, and attention puts documents of similar length side by side.
+padding; here every projection sees real tokens alone, but for a few rows on a CPU in half precision (`round_rows`), and
+attention puts documents of similar length side by side.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def _run_rounded(trunk: Any, token_ids: Tensor, documents: Documents, wanted: Te
     """The same with tokens added that nobody sees, and rows that nobody reads."""
     tokens = len(token_ids)
     if more := round_rows(tokens, token_ids.device):
-        token_ids, documents = pad(token_ids, (0, more)), replace(documents, spare=more)
+        token_ids, documents = pad(token_ids, (0, more)), replace(documents, spare=documents.spare + more)
     if wanted is None:
         return run_trunk(trunk, token_ids, documents.positions, documents)[:tokens]
     rows = len(wanted)
@@ -108,7 +109,7 @@ class Documents:
     device: torch.device
     branches: Tensor | None = None
     spare: int = 0
-    """Tokens behind the last document: they see nothing, and nobody sees them."""
+    """Tokens behind the last document: nobody sees them, and what they see means nothing."""
     _groups: list[Group] = field(init=False)
     _known: dict[int, Places] = field(init=False, default_factory=dict)
     _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(init=False, default_factory=dict)
@@ -167,7 +168,7 @@ class Documents:
     def _attend_group(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
         """query [n, H, L, D], key and value [n, H_kv, L, D] -> [n, H, L, D_value]."""
         heads, width, kv_heads = query.shape[1], query.shape[2], key.shape[1]
-        half = query.dtype != torch.float32 or torch.is_autocast_enabled(query.device.type)
+        half = query.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(query.device.type)
         if query.is_cuda or width > (PRODUCT_TOKENS_IN_HALF if half else PRODUCT_TOKENS):
             causal = window is None or window >= width
             mask = None if causal else self._hidden(width, window, query.dtype)
@@ -177,10 +178,11 @@ class Documents:
             return scaled_dot_product_attention(
                 query, key, value, mask, is_causal=causal, scale=scaling, enable_gqa=key.shape[1] != heads
             )
-        # In single precision, as the fused kernel keeps its scores: no context may round the products again.
+        # At least in single precision, as the fused kernel keeps its scores: no context may round the products again.
         with torch.autocast(query.device.type, enabled=False):
-            hidden = self._hidden(width, window, torch.float32)
-            attended = masked_attention(query.float(), key.float(), value.float(), hidden, scaling)
+            exact = torch.promote_types(query.dtype, torch.float32)
+            hidden = self._hidden(width, window, exact)
+            attended = masked_attention(query.to(exact), key.to(exact), value.to(exact), hidden, scaling)
         return attended.to(query.dtype)
 
     def _places(self, heads: int) -> Places:

@@ -3,44 +3,51 @@ with its gradients written out.
 
 As modules, a small model spends much of its time between the products: on casts, copies, sums, and the steps of
 autograd itself. Here inputs are normed, cast and multiplied once for all products that share them, and gradients are
-summed within the products. Products are computed in the type of autocast where there is one, all else in float32.
+summed within the products. Products and the gate are computed in the type of autocast where there is one, all else in
+float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from rlhf_core.models.fused import rotated
 from rlhf_core.models.linear_maps import linear_maps
 from rlhf_core.models.rms_norm import norm_gradients, norm_rows
+from rlhf_core.models.written_gradients import as_written
 
-
-class Rotation(NamedTuple):
-    """Rotary tables [N, 1, D] with the sign in `sin` (`fused.rotary_tables`)."""
-
-    cos: Tensor
-    sin: Tensor
+Rotation = tuple[Tensor, Tensor]
+"""Rotary tables [N, 1, D] for cos and sin (`fused.rotary_tables`)."""
 
 
 def can_halve(layer: Any, x: Tensor) -> bool:
     """Whether the halves compute what the layer's modules do: linear maps with nothing put into their place, in
-    float32 or under autocast."""
+    float32 or under autocast, and without hooks."""
     attention, mlp = layer.self_attn, layer.mlp
-    around = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
-    maps = *around, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    norms = layer.input_layernorm, layer.post_attention_layernorm
+    maps: list[Any] = [
+        getattr(owner, f"{name}_proj", None)
+        for owner, names in ((attention, "qkvo"), (mlp, ("gate", "up", "down")))
+        for name in names
+    ]
     return (
         x.device.type == "cpu"
-        and x.dtype == layer.input_layernorm.weight.dtype == torch.float32
+        and x.dtype == norms[0].weight.dtype == norms[1].weight.dtype == torch.float32
         and all(type(each) is nn.Linear for each in maps)
+        and not any(map(_hooked, (mlp, *norms, *maps)))
         and (torch.is_autocast_enabled("cpu") or all(each.weight.dtype == torch.float32 for each in maps))
         and attention.config.hidden_act in ("silu", "swish")
     )
+
+
+def _hooked(module: Any) -> bool:
+    """Whether something else happens when the module is called than its class says: `with_adapter` does it so."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
 def enter_attention(layer: Any, hidden: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,17 +88,17 @@ class _Enter(torch.autograd.Function):
             x = normed.to(dtype)
             maps = linear_maps(parameters[::2], parameters[1::2], dtype)
             query, key, value = (each.float().view(len(x), -1, size) for each in maps(x))
-            # The weights too, although the maps have them: autograd then tells when they are changed before their time.
-            ctx.save_for_backward(hidden, weight, inverse, x, *parameters[::2])
+            ctx.save_for_backward(hidden, weight, inverse, x, *maps.kept)
             ctx.maps, ctx.rotation = maps, rotation
+            maps.let_go()
             if rotation is not None:
                 query, key = (rotated(each, *rotation) for each in (query, key))
             return query, key, value
 
     @staticmethod
-    @once_differentiable
+    @as_written
     def backward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, inverse, x, *_ = ctx.saved_tensors
+        hidden, weight, inverse, x, *ctx.maps.kept = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         if ctx.rotation is not None:
             cos, sin = ctx.rotation
@@ -103,6 +110,7 @@ class _Enter(torch.autograd.Function):
         if any(wanted[:2]):
             to_x = ctx.maps.to_input(gradients).float()
             to_input, to_weight = norm_gradients(to_x, hidden, weight, inverse, wanted[:2])
+        ctx.maps.let_go()
         return to_input, to_weight, None, None, None, None, *learned
 
 
@@ -130,15 +138,20 @@ class _Leave(torch.autograd.Function):
             x = normed.to(dtype)
             gate, up = gate_up(x)
             opened = silu(gate)
-            ctx.save_for_backward(taken, middle, weight, inverse, x, gate, up, opened, *weights)
+            left = middle + down(opened * up)[0]
+            kept = [each for maps in (output, gate_up, down) for each in maps.kept]
+            ctx.save_for_backward(taken, middle, weight, inverse, x, gate, up, opened, *kept)
             ctx.maps = output, gate_up, down
-            return middle + down(opened * up)[0]
+            for maps in ctx.maps:
+                maps.let_go()
+            return left
 
     @staticmethod
-    @once_differentiable
+    @as_written
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        taken, middle, weight, inverse, x, gate, up, opened, *_ = ctx.saved_tensors
+        taken, middle, weight, inverse, x, gate, up, opened, *kept = ctx.saved_tensors
         output, gate_up, down = ctx.maps
+        output.kept, gate_up.kept, down.kept = kept[:1], kept[1:-1], kept[-1:]
         wanted = ctx.needs_input_grad
         given = down.as_given([gradient])
         of_down = down.to_parameters(given, opened * up, wanted[11:])
@@ -153,6 +166,8 @@ class _Leave(torch.autograd.Function):
         given = output.as_given([to_middle])
         of_output = output.to_parameters(given, taken, wanted[5:7])
         to_attended = output.to_input(given).float() if wanted[1] else None
+        for maps in ctx.maps:
+            maps.let_go()
         return to_middle, to_attended, to_weight, None, None, *of_output, *of_both, *of_down
 
 

@@ -13,15 +13,15 @@ class Apart:
     """Linear maps of one input, each a product of its own: to join their weights would cost what it saves."""
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
-        self._weights, self._biases = weights, biases
+        self.kept, self._biases = list(weights), biases
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """x [N, K] -> [N, M] of each."""
-        return [linear(x, weight, bias) for weight, bias in zip(self._weights, self._biases, strict=True)]
+        return [linear(x, weight, bias) for weight, bias in zip(self.kept, self._biases, strict=True)]
 
     def blank(self, like: Tensor) -> list[Tensor]:
         """Room for gradients [N, M] of the outputs."""
-        return [like.new_empty(like.shape[0], len(weight)) for weight in self._weights]
+        return [like.new_empty(like.shape[0], len(weight)) for weight in self.kept]
 
     def as_given(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of the outputs as the next two read them."""
@@ -29,10 +29,14 @@ class Apart:
 
     def to_input(self, gradients: Sequence[Tensor]) -> Tensor:
         """[N, K], in the type of the products."""
-        total = gradients[0] @ self._weights[0]
-        for gradient, weight in zip(gradients[1:], self._weights[1:], strict=True):
+        total = gradients[0] @ self.kept[0]
+        for gradient, weight in zip(gradients[1:], self.kept[1:], strict=True):
             total.addmm_(gradient, weight)
         return total
+
+    def let_go(self) -> None:
+        """Hold no tensor but biases. `kept`, what is multiplied, is to be set again before the next product."""
+        self.kept = []
 
     def to_parameters(self, gradients: Sequence[Tensor], x: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
         """Of each weight and bias in turn, where wanted."""
@@ -47,20 +51,20 @@ class Apart:
 
 
 class Joined:
-    """The same in another type, to which the weights are copied in any case: side by side, for one product."""
+    """The same in another type: weights are copied to it side by side, for one product."""
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], dtype: torch.dtype) -> None:
         self._sizes = [len(weight) for weight in weights]
-        self._weight = _side_by_side(weights, self._sizes, dtype)
+        self.kept = [_side_by_side(weights, self._sizes, dtype)]
         # Within the product, whose result is then rounded once.
         self._bias = None if all(bias is None for bias in biases) else _end_to_end(biases, self._sizes, dtype)
         self._whole: Tensor | None = None
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        return list(linear(x, self._weight, self._bias).split(self._sizes, 1))
+        return list(linear(x, self.kept[0], self._bias).split(self._sizes, 1))
 
     def blank(self, like: Tensor) -> list[Tensor]:
-        self._whole = like.new_empty(like.shape[0], sum(self._sizes), dtype=self._weight.dtype)
+        self._whole = like.new_empty(like.shape[0], sum(self._sizes), dtype=self.kept[0].dtype)
         return list(self._whole.split(self._sizes, 1))
 
     def as_given(self, gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -73,7 +77,10 @@ class Joined:
         """Of gradients from `blank` or `as_given`."""
         assert self._whole is not None
         assert gradients[0].data_ptr() == self._whole.data_ptr()
-        return self._whole @ self._weight
+        return self._whole @ self.kept[0]
+
+    def let_go(self) -> None:
+        self.kept, self._whole = [], None
 
     def to_parameters(self, gradients: Sequence[Tensor], x: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
         """Of gradients from `blank` or `as_given`."""
@@ -93,6 +100,7 @@ class Joined:
 
 
 def linear_maps(weights: Sequence[Tensor], biases: Sequence[Tensor | None], dtype: torch.dtype) -> Apart | Joined:
+    """Maps by weights [M, K] and biases [M] that compute in this type."""
     return Apart(weights, biases) if dtype == torch.float32 else Joined(weights, biases, dtype)
 
 

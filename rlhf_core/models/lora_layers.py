@@ -70,7 +70,7 @@ def lora_layers(model: PreTrainedModel) -> dict[str, Any]:
 
 @contextmanager
 def adapter_off(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """The model as it was before `add_lora`, bit for bit, while the context lasts."""
+    """The model as it was before `add_lora`, while the context lasts: bit for bit in float32."""
     layers = lora_layers(model).values()
     for layer in layers:
         layer.enable_adapters(False)

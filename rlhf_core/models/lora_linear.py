@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+
+from rlhf_core.models.written_gradients import as_written
 
 
 class LowRankLinear(Linear):
@@ -60,7 +61,7 @@ class _WithTerm(torch.autograd.Function):
         return linear(rows, weight, bias).addmm_(low, up.t(), alpha=scaling).view(*x.shape[:-1], -1)
 
     @staticmethod
-    @once_differentiable
+    @as_written
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         rows, weight, down, up, low = ctx.saved_tensors
         given = gradient.reshape(-1, gradient.shape[-1])

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from rlhf_core.models.written_gradients import as_written
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scaling: float) -> Tensor:
@@ -45,7 +46,7 @@ class _MaskedAttention(torch.autograd.Function):
         return torch.bmm(shares, value)
 
     @staticmethod
-    @once_differentiable
+    @as_written
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         rows, key, value, shares = ctx.saved_tensors
         to_value = torch.bmm(shares.transpose(1, 2), gradient)

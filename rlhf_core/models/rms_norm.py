@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.linalg import vector_norm
+
+from rlhf_core.models.written_gradients import as_written
 
 
 def norm(module: Any, x: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class _RMSNorm(torch.autograd.Function):
         return normed
 
     @staticmethod
-    @once_differentiable
+    @as_written
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
         return *norm_gradients(gradient, x, weight, inverse, ctx.needs_input_grad), None

@@ -1,7 +1,9 @@
 """Where the tokens of documents stand in attention: in views of similar length, side by side.
 
 A view is what one token after the other sees: a document, or of one with branches what they share and one of them. So
-what attention costs grows with the number of branches, not with its square, and whatever is behind a token is hidden.
+what attention costs grows with the number of branches, not with its square, and nothing but what is behind a token is
+hidden from it. What is shared is attended to in every view; for two branches that is worth it while what they share is
+no longer than one and a half of them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from torch import Tensor
 from rlhf_core.models.attention import SlotAttention, refuse_dropout
 from rlhf_core.models.fused import FUSED, rotary_tables, rotated
 from rlhf_core.models.layer_halves import (
-    Rotation,
     can_halve,
     enter_attention,
     leave_attention,
@@ -55,7 +54,7 @@ def _enter_halved(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple
     """What `_enter` does, in one step for autograd."""
     attention = layer.self_attn
     normed, rotates = hasattr(attention, "q_norm"), getattr(attention, "use_rope", True)
-    query, key, value = enter_attention(layer, hidden, Rotation(cos, sin) if rotates and not normed else None)
+    query, key, value = enter_attention(layer, hidden, (cos, sin) if rotates and not normed else None)
     if normed:
         query, key = norm(attention.q_norm, query), norm(attention.k_norm, key)
         if rotates:

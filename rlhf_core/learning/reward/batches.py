@@ -86,8 +86,8 @@ def plan_batches(data: VoteData, batch_size: int, epochs: int, shuffle: random.R
 
 @torch.no_grad()
 def share_prompts(model: RewardModel, data: VoteData) -> bool:
-    """Whether the two answers of a pair read the same in one row as in two. Asks with the longest pair: a model that
-    sees no further than a window reads short ones alike."""
+    """Whether the two answers of a pair read the same in one row as in two. Asks with the longest pair, which shows
+    the most of what a model makes of positions."""
     if not data.pairs:
         return False
     longest = [max(range(len(data.ratings), len(data)), key=data.length)]

@@ -11,6 +11,7 @@ from torch import nn
 
 from rlhf_core.engine.engine import Engine
 from rlhf_core.errors import ModelError, TrainingError
+from rlhf_core.learning import analyse as analysis
 from rlhf_core.learning.analyse import TokenBatch, analyse, head_logprobs, require_plain_head
 from rlhf_core.learning.ppo_settings import PPOSettings
 from rlhf_core.learning.rollouts import (
@@ -111,6 +112,29 @@ def test_chunks_of_logits_give_the_same_values_and_gradients(logits_at_once: int
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("at_once", [4, 256])
+def test_rows_that_half_precision_is_rounded_up_by_count_for_nothing(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = nn.Linear(8, 11, bias=False)
+    hidden = torch.randn(10, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    targets, found = torch.arange(10), []
+    for rounds in (True, False):
+        if not rounds:
+            monkeypatch.setattr(analysis, "round_rows", lambda *_: 0)
+        with torch.autocast("cpu", torch.bfloat16):
+            logprobs, entropy = head_logprobs(
+                head, hidden, targets, 0.7, True, entropy_learns=True, logits_at_once=at_once * 11
+            )
+        weights = torch.arange(1.0, 11.0)
+        found.append(
+            (logprobs, entropy, *torch.autograd.grad((weights * (logprobs + entropy)).sum(), (hidden, head.weight)))
+        )
+    assert len(found[0][0]) == 10
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=2e-2)
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 11, 256])

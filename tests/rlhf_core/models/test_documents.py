@@ -92,13 +92,21 @@ def test_branches_see_what_they_share_and_themselves(
     torch.testing.assert_close(gradients(trunk), expected, atol=2e-4 * float(expected.abs().max()), rtol=1e-3)
 
 
-def test_in_bfloat16_it_is_as_close_as_the_models_own_attention(make_tiny_model: MakeTinyModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("product_tokens", MOST)
+def test_in_bfloat16_it_is_as_close_as_the_models_own_attention(
+    make_tiny_model: MakeTinyModel, tmp_path: Path, product_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "PRODUCT_TOKENS_IN_HALF", product_tokens)
     trunk = load_policy(make_family(make_tiny_model, tmp_path, FAMILIES["qwen2"](), seed=5)).model.base_model
-    written = texts(LENGTHS)
+    lengths = (*LENGTHS, 5)
+    written = texts(lengths)
     with torch.no_grad():
-        exact = run_documents(trunk, torch.cat(written), Documents(LENGTHS, CPU))
+        exact = run_documents(trunk, torch.cat(written), Documents(lengths, CPU))
         with torch.autocast("cpu", torch.bfloat16):
-            together = run_documents(trunk, torch.cat(written), Documents(LENGTHS, CPU))
+            assert round_rows(sum(lengths), CPU) == 11
+            together = run_documents(trunk, torch.cat(written), Documents(lengths, CPU))
+            spared = run_documents(trunk, pad(torch.cat(written), (0, 3)), Documents(lengths, CPU, spare=3))
+            torch.testing.assert_close(spared[:-3], together)
             alone = torch.cat([trunk(input_ids=each[None], use_cache=False).last_hidden_state[0] for each in written])
     ours, theirs = ((each - exact).abs().mean() for each in (together, alone))
     assert 0 < ours < 1.25 * theirs

@@ -3,6 +3,8 @@ back. That both are the model: test_documents.py."""
 
 from __future__ import annotations
 
+import copy
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +17,10 @@ from rlhf_core.models import trunk as subject
 from rlhf_core.models.documents import Documents, run_documents
 from rlhf_core.models.layer_halves import can_halve
 from rlhf_core.models.load import load_policy
+from rlhf_core.models.lora import Adapter, with_adapter
 from rlhf_core.models.lora_layers import add_lora
 from rlhf_core.models.lora_settings import LoraSettings
+from rlhf_core.models.projection import LowRank
 from tests.rlhf_core.families import DECODER, FAMILIES, make_family
 
 MakeTinyModel = Callable[..., Path]
@@ -121,6 +125,48 @@ def test_weights_that_change_before_their_gradient_are_refused(
         total.backward()
 
 
+def test_a_pass_backward_in_the_context_of_the_forward_is_the_same(
+    make_tiny_model: MakeTinyModel, tmp_path: Path
+) -> None:
+    trunk = trunk_of(make_tiny_model, tmp_path, BIASED)
+    found = []
+    for inside in (False, True):
+        trunk.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            total = run_documents(trunk, TOKENS, Documents(LENGTHS, CPU)).square().sum()
+            if inside:
+                total.backward()
+        if not inside:
+            total.backward()
+        found.append([each.grad for each in trunk.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_weights_held_in_bfloat16_are_those_that_the_context_makes(
+    make_tiny_model: MakeTinyModel, tmp_path: Path
+) -> None:
+    trunk = trunk_of(make_tiny_model, tmp_path, BIASED).requires_grad_(False)
+    held = copy.deepcopy(trunk)
+    for module in held.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data = module.weight.data.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        one, other = (run_documents(each, TOKENS, Documents(LENGTHS, CPU)) for each in (trunk, held))
+    assert torch.equal(one, other)
+
+
+def test_nothing_of_a_pass_is_held_once_it_went_backward(make_tiny_model: MakeTinyModel, tmp_path: Path) -> None:
+    trunk = trunk_of(make_tiny_model, tmp_path, transformers.LlamaConfig(**DECODER))
+    with torch.autocast("cpu", torch.bfloat16):
+        states = run_documents(trunk, TOKENS, Documents(LENGTHS, CPU))
+    total = states.sum()
+
+    total.backward()
+    assert total.grad_fn is not None  # the pass is still there
+    held = [each for each in gc.get_objects() if type(each) is Tensor and each.dtype == torch.bfloat16]
+    assert not held
+
+
 def test_they_stand_back_where_something_else_is_computed(make_tiny_model: MakeTinyModel, tmp_path: Path) -> None:
     x = torch.zeros(1, 32)
     plain = trunk_of(make_tiny_model, tmp_path / "plain", transformers.LlamaConfig(**DECODER)).layers[0]
@@ -132,6 +178,12 @@ def test_they_stand_back_where_something_else_is_computed(make_tiny_model: MakeT
     assert not can_halve(plain, x)
     with torch.autocast("cpu", torch.bfloat16):
         assert can_halve(plain, x)
+    hooked = load_policy(make_family(make_tiny_model, tmp_path / "hooked", transformers.LlamaConfig(**DECODER))).model
+    term = LowRank(torch.ones(32, 1), torch.ones(1, 64))
+    beside = with_adapter(hooked, Adapter({"model.layers.0.mlp.up_proj": term}))
+    assert [can_halve(layer, x) for layer in beside.model.layers[:2]] == [False, True]
+    hooked.model.layers[0].mlp.forward = lambda given: given
+    assert not can_halve(hooked.model.layers[0], x)
     adapted = load_policy(make_family(make_tiny_model, tmp_path / "lora", transformers.LlamaConfig(**DECODER)))
     add_lora(adapted.model, LoraSettings(), 0)
     assert not can_halve(adapted.model.base_model.layers[0], x)

@@ -69,7 +69,7 @@ def test_only_first_places_are_read_back() -> None:
     assert rows.grad.flatten().tolist() == [0.0, 0.0, 4.0, 5.0, 1.0, 2.0, 3.0, 0.0, 6.0]
 
 
-def test_a_branch_of_three_views_gives_each_its_share() -> None:
+def test_what_three_branches_share_learns_from_each() -> None:
     found = find_places(group_views([4], torch.tensor([0, 1, 2, 3])), 1, 0, CPU)
     rows = torch.zeros(4, 1, requires_grad=True)
     take(rows, found).sum().backward()
