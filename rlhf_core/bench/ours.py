@@ -68,7 +68,7 @@ def equal_work(**changes: object) -> PPOSettings:
             "rollouts": task.ROLLOUTS,
             "epochs": task.EPOCHS,
             "minibatch_size": task.ROLLOUTS // task.MINIBATCHES,
-            # Half of a minibatch in one pass. A third of one (512) takes some 30 MB less and a twentieth more time.
+            # Half of a minibatch in one pass. A third of one (512) takes some 30 MB less and a tenth more time.
             "microbatch_tokens": 640,
             "max_new_tokens": task.RESPONSE_TOKENS,
             "learning_rate": 3e-6,

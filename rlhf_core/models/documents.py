@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from typing import Any, Final
 
 import torch
@@ -18,7 +20,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from rlhf_core.errors import ModelError
 from rlhf_core.models.attention import ATTENTION, hidden_positions, register_attention, seen_positions
 from rlhf_core.models.masked_attention import masked_attention
-from rlhf_core.models.side_by_side import SHARED, Group, Places, find_places, group_views, take, take_back
+from rlhf_core.models.side_by_side import Group, Places, find_places, group_views, take, take_back
 from rlhf_core.models.trunk import WRITTEN, run_trunk
 
 PRODUCT_TOKENS: Final = 192
@@ -110,14 +112,16 @@ class Documents:
     branches: Tensor | None = None
     spare: int = 0
     """Tokens behind the last document: nobody sees them, and what they see means nothing."""
-    _groups: list[Group] = field(init=False)
     _known: dict[int, Places] = field(init=False, default_factory=dict)
     _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError("documents have at least one token each")
-        object.__setattr__(self, "_groups", group_views(self.lengths, self.branches))
+
+    @cached_property
+    def _groups(self) -> list[Group]:
+        return group_views(self.lengths, self.branches)
 
     @property
     def places(self) -> int:
@@ -127,11 +131,11 @@ class Documents:
     @property
     def positions(self) -> Tensor:
         """[N] long: what the model is told of each token's place."""
-        if self.branches is None:
-            known = [torch.arange(length) for length in self.lengths]
-        else:
-            known = [_positions(part) for part in self.branches.cpu().split(list(self.lengths))]
-        return torch.cat([*known, torch.zeros(self.spare, dtype=torch.long)]).to(self.device)
+        views = [view.tokens for group in self._groups for view in group.views]
+        positions = torch.zeros(sum(self.lengths) + self.spare, dtype=torch.long)
+        tokens = torch.tensor(list(chain.from_iterable(views)))
+        positions[tokens] = torch.tensor(list(chain.from_iterable(range(len(view)) for view in views)))
+        return positions.to(self.device)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None = None
@@ -196,14 +200,3 @@ class Documents:
             seen = seen_positions(torch.arange(width), 0, width, window)
             self._masks[width, window, dtype] = hidden_positions(seen, dtype).to(self.device)
         return self._masks[width, window, dtype]
-
-
-def _positions(branches: Tensor) -> Tensor:
-    """Of one document's tokens [L]: each branch goes on where the shared tokens end."""
-    shared = int((branches == SHARED).sum())
-    positions = torch.arange(len(branches))
-    for branch in branches.unique().tolist():
-        if branch != SHARED:
-            own = branches == branch
-            positions[own] = shared + torch.arange(int(own.sum()))
-    return positions

@@ -56,8 +56,10 @@ class Joined:
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], dtype: torch.dtype) -> None:
         self._sizes = [len(weight) for weight in weights]
         self.kept = [_side_by_side(weights, self._sizes, dtype)]
-        # Within the product, whose result is then rounded once.
-        self._bias = None if all(bias is None for bias in biases) else _end_to_end(biases, self._sizes, dtype)
+        # All have a bias or none has: that is how every family builds them. It is added within the product, whose
+        # result is then rounded once.
+        known = [bias.to(dtype) for bias in biases if bias is not None]
+        self._bias = torch.cat(known) if known else None
         self._whole: Tensor | None = None
 
     def __call__(self, x: Tensor) -> list[Tensor]:
@@ -86,16 +88,15 @@ class Joined:
         """Of gradients from `blank` or `as_given`."""
         assert self._whole is not None
         weights: Sequence[Tensor | None] = [None] * len(gradients)
-        if all(wanted[::2]):
+        if any(wanted[::2]):
             weights = (self._whole.t() @ x).float().split(self._sizes)
-        elif any(wanted[::2]):
-            weights = [
-                (each.t() @ x).float() if want else None for each, want in zip(gradients, wanted[::2], strict=True)
-            ]
         return [
             found
             for at, gradient in enumerate(gradients)
-            for found in (weights[at], gradient.sum(0, dtype=torch.float32) if wanted[2 * at + 1] else None)
+            for found in (
+                weights[at] if wanted[2 * at] else None,
+                gradient.sum(0, dtype=torch.float32) if wanted[2 * at + 1] else None,
+            )
         ]
 
 
@@ -111,13 +112,4 @@ def _side_by_side(weights: Sequence[Tensor], sizes: Sequence[int], dtype: torch.
     joined = weights[0].new_empty(sum(sizes), weights[0].shape[1], dtype=dtype)
     for weight, part in zip(weights, joined.split(sizes), strict=True):
         part.copy_(weight)
-    return joined
-
-
-def _end_to_end(biases: Sequence[Tensor | None], sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """[sum of M] in another type, zero where there is none."""
-    joined = torch.zeros(sum(sizes), dtype=dtype)
-    for bias, part in zip(biases, joined.split(list(sizes)), strict=True):
-        if bias is not None:
-            part.copy_(bias)
     return joined

@@ -50,8 +50,8 @@ class Places:
     """[P] for each place the row that stands there; behind a view's end its last token again."""
     back: Tensor
     """[N * H] the first place of each row; of rows in no view, any."""
-    spare: int
-    """How many rows at the end are in no view."""
+    spare: Tensor
+    """Rows in no view."""
     blank: Tensor
     """Places that are nobody's first: behind the ends of views, and ..."""
     again: list[tuple[Tensor, Tensor]]
@@ -115,7 +115,7 @@ def find_places(groups: Sequence[Group], heads: int, spare: int, device: torch.d
     return Places(
         torch.cat(taken).to(device),
         back.flatten().to(device),
-        spare * heads,
+        torch.arange((total - spare) * heads, total * heads).to(device),
         torch.cat(blank).to(device),
         [
             (torch.cat([pair[0] for pair in pairs]).to(device), torch.cat([pair[1] for pair in pairs]).to(device))
@@ -130,19 +130,19 @@ def _padded(tokens: list[int], width: int) -> list[int]:
 
 def take(rows: Tensor, places: Places) -> Tensor:
     """Rows [N * H, D] of tokens -> what stands at each place, [P, D]."""
-    taken: Tensor = _Take.apply(rows, places.taken, places.back, places.spare, None, places.again)
+    taken: Tensor = _Take.apply(rows, places.taken, places.back, places.spare, places.again)
     return taken
 
 
 def take_back(rows: Tensor, places: Places) -> Tensor:
     """Rows [P, D] of places -> those of the tokens' first places, [N * H, D]."""
-    taken: Tensor = _Take.apply(rows, places.back, places.taken, 0, places.blank, ())
+    taken: Tensor = _Take.apply(rows, places.back, places.taken, places.blank, ())
     return taken
 
 
 class _Take(torch.autograd.Function):
     """Rows [A, D] -> their rows `taken` [B, D]. The gradient of a row is that of the place `back` it was taken to, and
-    of those in `again`; the last `spare` rows and the rows `blank` get none."""
+    of those in `again`; the rows `blank` get none."""
 
     @staticmethod
     def forward(
@@ -150,21 +150,17 @@ class _Take(torch.autograd.Function):
         rows: Tensor,
         taken: Tensor,
         back: Tensor,
-        spare: int,
-        blank: Tensor | None,
+        blank: Tensor,
         again: Sequence[tuple[Tensor, Tensor]],
     ) -> Tensor:
-        ctx.places = back, spare, blank, again
+        ctx.places = back, blank, again
         return rows.index_select(0, taken)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        back, spare, blank, again = ctx.places
-        given = gradient.index_select(0, back)
-        given[len(given) - spare :] = 0.0
-        if blank is not None:
-            given.index_fill_(0, blank, 0.0)
+        back, blank, again = ctx.places
+        given = gradient.index_select(0, back).index_fill_(0, blank, 0.0)
         for rows, places in again:
             given.index_copy_(0, rows, given.index_select(0, rows).add_(gradient.index_select(0, places)))
-        return given, None, None, None, None, None
+        return given, None, None, None, None

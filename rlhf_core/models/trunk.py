@@ -14,11 +14,7 @@ from torch import Tensor
 
 from rlhf_core.models.attention import SlotAttention, refuse_dropout
 from rlhf_core.models.fused import FUSED, rotary_tables, rotated
-from rlhf_core.models.layer_halves import (
-    can_halve,
-    enter_attention,
-    leave_attention,
-)
+from rlhf_core.models.layer_halves import can_halve, enter_attention, leave_attention
 from rlhf_core.models.layers import attention_window
 from rlhf_core.models.rms_norm import norm
 
@@ -34,8 +30,7 @@ def run_trunk(
     last = len(trunk.layers) - 1
     for index, layer in enumerate(trunk.layers):
         halved = can_halve(layer, hidden)
-        enter = _enter_halved if halved else _enter
-        attended = _attend(index, layer.self_attn, *enter(layer, hidden, cos, sin), slots)
+        attended = _attend(index, layer.self_attn, *_enter(layer, hidden, cos, sin, halved=halved), slots)
         if index == last and wanted is not None:
             attended, hidden = attended.index_select(0, wanted), hidden.index_select(0, wanted)
         hidden = (leave_attention if halved else _leave)(layer, hidden, attended)
@@ -50,30 +45,25 @@ def _attend(index: int, attention: Any, query: Tensor, key: Tensor, value: Tenso
     return attended.reshape(attended.shape[1], -1)
 
 
-def _enter_halved(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What `_enter` does, in one step for autograd."""
+def _enter(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, *, halved: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """hidden [N, D] -> queries [N, H, D_head], keys and values [N, H_kv, D_head]."""
     attention = layer.self_attn
     normed, rotates = hasattr(attention, "q_norm"), getattr(attention, "use_rope", True)
-    query, key, value = enter_attention(layer, hidden, (cos, sin) if rotates and not normed else None)
+    if halved and rotates and not normed:
+        return enter_attention(layer, hidden, (cos, sin))
+    query, key, value = enter_attention(layer, hidden, None) if halved else _projected(layer, hidden)
     if normed:
         query, key = norm(attention.q_norm, query), norm(attention.k_norm, key)
-        if rotates:
-            query, key = rotated(query, cos, sin), rotated(key, cos, sin)
-    return query, key, value
-
-
-def _enter(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """hidden [N, D] -> queries [N, H, D_head], keys and values [N, H_kv, D_head]."""
-    attention, x = layer.self_attn, norm(layer.input_layernorm, hidden)
-    query, key, value = (
-        projection(x).view(x.shape[0], -1, attention.head_dim)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    if hasattr(attention, "q_norm"):
-        query, key = norm(attention.q_norm, query), norm(attention.k_norm, key)
-    if getattr(attention, "use_rope", True):
+    if rotates:
         query, key = rotated(query, cos, sin), rotated(key, cos, sin)
     return query, key, value
+
+
+def _projected(layer: Any, hidden: Tensor) -> list[Tensor]:
+    """Queries, keys and values by the layer's own modules, as they leave these."""
+    attention, x = layer.self_attn, norm(layer.input_layernorm, hidden)
+    maps = attention.q_proj, attention.k_proj, attention.v_proj
+    return [each(x).view(x.shape[0], -1, attention.head_dim) for each in maps]
 
 
 def _leave(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
